@@ -1,0 +1,275 @@
+// Package consensus decides the order of a cluster's log: raft.RawNode, stepped by
+// messages and ticks, with writes to storage as messages of their own
+// (AsyncStorageWrites).
+//
+// Core does no I/O, reads no clock and starts no goroutine: the same inputs give the same
+// outputs. The node's loop owns it, carries out what Ready returns, and brings back what
+// became of it with Appended and Applied.
+package consensus
+
+import (
+	"encoding/binary"
+	"fmt"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+)
+
+// Config configures a Core.
+type Config struct {
+	ID             uint64 // this member
+	ElectionTicks  int    // ticks without a leader before an election
+	HeartbeatTicks int
+	PreVote        bool
+	Applied        uint64 // last entry that the state machine holds
+	Logger         raft.Logger
+
+	// KeepEntries and KeepBytes bound the applied entries that are kept in memory so that
+	// a follower can catch up without a snapshot.
+	KeepEntries int
+	KeepBytes   int64
+}
+
+const (
+	// messageBytesMax bounds the entries of one append message (etcd's value).
+	messageBytesMax = 1 << 20
+	// inflightMax bounds the append messages that one follower has not answered (etcd's value).
+	inflightMax = 512
+	// applyingBytesMax bounds committed entries handed to the applier and not yet applied.
+	applyingBytesMax = 64 << 20
+)
+
+// Core is one member's part in Raft.
+type Core struct {
+	cfg Config
+	rn  *raft.RawNode
+	log *Log
+
+	// As of the last Ready.
+	role      raft.StateType
+	term      uint64
+	lead      uint64
+	committed uint64
+
+	conf  *raftpb.ConfState
+	reads uint64 // last read request's number
+	// ledTerm is the term that this member leads, and termStart that term's first entry;
+	// 0 while it leads none.
+	ledTerm   uint64
+	termStart uint64
+	applied   uint64
+}
+
+// New returns a Core that continues log.
+func New(cfg Config, log *Log) (*Core, error) {
+	rn, err := raft.NewRawNode(&raft.Config{
+		ID:                        cfg.ID,
+		ElectionTick:              cfg.ElectionTicks,
+		HeartbeatTick:             cfg.HeartbeatTicks,
+		Storage:                   log,
+		Applied:                   cfg.Applied,
+		AsyncStorageWrites:        true,
+		MaxSizePerMsg:             messageBytesMax,
+		MaxCommittedSizePerReady:  applyingBytesMax,
+		MaxInflightMsgs:           inflightMax,
+		CheckQuorum:               true,
+		PreVote:                   cfg.PreVote,
+		DisableProposalForwarding: true,
+		Logger:                    cfg.Logger,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("start raft: %w", err)
+	}
+	c := &Core{cfg: cfg, rn: rn, log: log, conf: log.conf, applied: cfg.Applied}
+	c.term, c.committed = log.hard.GetTerm(), log.hard.GetCommit()
+	return c, nil
+}
+
+// Bootstrap writes the first entries of a new cluster: one addition for each member.
+func (c *Core) Bootstrap(peers []raft.Peer) error {
+	if err := c.rn.Bootstrap(peers); err != nil {
+		return fmt.Errorf("bootstrap raft: %w", err)
+	}
+	for _, p := range peers {
+		c.conf.Voters = append(c.conf.Voters, p.ID)
+	}
+	return nil
+}
+
+// observe notes what a Ready says about role, leader, term and commit index.
+func (c *Core) observe(rd *raft.Ready) {
+	if hs := rd.HardState; !raft.IsEmptyHardState(hs) {
+		c.term, c.committed = hs.GetTerm(), hs.GetCommit()
+	}
+	if rd.SoftState != nil {
+		c.role, c.lead = rd.SoftState.RaftState, rd.SoftState.Lead
+	}
+	switch {
+	case c.role != raft.StateLeader:
+		c.ledTerm, c.termStart = 0, 0
+	case c.ledTerm != c.term:
+		c.ledTerm, c.termStart = c.term, 0
+		// A new leader's first entry in its term is an empty one of its own.
+		for _, e := range rd.Entries {
+			if e.GetTerm() == c.term {
+				c.termStart = e.GetIndex()
+				break
+			}
+		}
+	}
+}
+
+// Role, Term and Leader say where this member stood at the last Ready; Leader is 0 while
+// none is known.
+func (c *Core) Role() raft.StateType { return c.role }
+func (c *Core) Term() uint64         { return c.term }
+func (c *Core) Leader() uint64       { return c.lead }
+
+// Committed is the highest entry known to be committed.
+func (c *Core) Committed() uint64 { return c.committed }
+
+// Alone reports whether this member is the only voter and leads, with everything of
+// earlier terms applied: then what it has applied is all that anyone has acknowledged,
+// and a read needs to ask nobody.
+func (c *Core) Alone() bool {
+	return c.termStart != 0 && c.applied >= c.termStart &&
+		len(c.conf.Voters) == 1 && c.conf.Voters[0] == c.cfg.ID && len(c.conf.VotersOutgoing) == 0
+}
+
+// Tick passes one tick of time.
+func (c *Core) Tick() { c.rn.Tick() }
+
+// Campaign starts an election now.
+func (c *Core) Campaign() error { return c.rn.Campaign() }
+
+// Step takes a message of a peer.
+func (c *Core) Step(m *raftpb.Message) error { return c.rn.Step(m) }
+
+// Propose appends entries to the log of the leader, each holding one of the requests, as
+// one batch. It reports raft.ErrProposalDropped where this member does not lead; none of
+// the batch can ever be applied then.
+func (c *Core) Propose(requests [][]byte) error {
+	ents := make([]raftpb.Entry, len(requests))
+	ptrs := make([]*raftpb.Entry, len(requests))
+	for i, r := range requests {
+		ents[i].Data = r
+		ptrs[i] = &ents[i]
+	}
+	return c.rn.Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: new(c.cfg.ID), Entries: ptrs})
+}
+
+// ProposeConfChange appends a change of the membership.
+func (c *Core) ProposeConfChange(cc *raftpb.ConfChange) error { return c.rn.ProposeConfChange(cc) }
+
+// ApplyConfChange makes a committed change of the membership effective, and returns the
+// configuration after it. It must be called before Applied for the entry that carries it.
+func (c *Core) ApplyConfChange(cc *raftpb.ConfChange) *raftpb.ConfState {
+	c.conf = c.rn.ApplyConfChange(cc)
+	c.log.conf = c.conf
+	return c.conf
+}
+
+// ReadIndex asks which entry must be applied before a read that begins now is
+// linearizable. The answer comes with a Ready, under the number returned; it may never
+// come (no leader, or the leader changed), so the caller asks again after a while.
+func (c *Core) ReadIndex() uint64 {
+	c.reads++
+	c.rn.ReadIndex(binary.BigEndian.AppendUint64(nil, c.reads))
+	return c.reads
+}
+
+// TransferLeader hands leadership to a voter, if this member has it.
+func (c *Core) TransferLeader(to uint64) { c.rn.TransferLeader(to) }
+
+// ReadIndexAnswer says that reads under a request's number, and of any before it, are
+// linearizable once entry Index is applied.
+type ReadIndexAnswer struct {
+	Number uint64
+	Index  uint64
+}
+
+// Ready is what a Core wants done.
+type Ready struct {
+	// Append is a write to the durable log; its responses go to Appended.
+	Append *raftpb.Message
+	// Apply holds committed entries for the state machine; its responses go to Applied.
+	Apply *raftpb.Message
+	// Send are messages to peers, to be sent at once.
+	Send []*raftpb.Message
+	// Reads are answers to ReadIndex.
+	Reads []ReadIndexAnswer
+}
+
+// Ready returns what has to be done, and whether there is anything. Appends must be
+// carried out in the order they are returned, and so must applies; the two may overlap.
+func (c *Core) Ready() (Ready, bool) {
+	if !c.rn.HasReady() {
+		return Ready{}, false
+	}
+	rd := c.rn.Ready()
+	var out Ready
+	for _, m := range rd.Messages {
+		switch m.GetTo() {
+		case raft.LocalAppendThread:
+			out.Append = m
+		case raft.LocalApplyThread:
+			out.Apply = m
+		default:
+			out.Send = append(out.Send, m)
+		}
+	}
+	for _, rs := range rd.ReadStates {
+		out.Reads = append(out.Reads, ReadIndexAnswer{Number: binary.BigEndian.Uint64(rs.RequestCtx), Index: rs.Index})
+	}
+	c.observe(&rd)
+	return out, true
+}
+
+// Appended takes back an Append that is durable now. It returns the messages to peers
+// that had to wait for that.
+func (c *Core) Appended(m *raftpb.Message) (send []*raftpb.Message, err error) {
+	c.log.Append(m.Entries)
+	return c.respond(m)
+}
+
+// Applied takes back an Apply that the state machine holds now.
+func (c *Core) Applied(m *raftpb.Message) error {
+	if n := len(m.Entries); n > 0 {
+		c.applied = m.Entries[n-1].GetIndex()
+	}
+	if _, err := c.respond(m); err != nil {
+		return err
+	}
+	c.log.Trim(c.applied, c.cfg.KeepEntries, c.cfg.KeepBytes)
+	return nil
+}
+
+func (c *Core) respond(m *raftpb.Message) (send []*raftpb.Message, err error) {
+	for _, r := range m.Responses {
+		if r.GetTo() != c.cfg.ID {
+			send = append(send, r)
+			continue
+		}
+		if err := c.rn.Step(r); err != nil {
+			return nil, fmt.Errorf("step %s: %w", r.GetType(), err)
+		}
+	}
+	return send, nil
+}
+
+// HardState is the term, vote and commit index that m, an Append, asks to be written, or
+// nil if they did not change.
+func HardState(m *raftpb.Message) *raftpb.HardState {
+	if m.Term == nil && m.Vote == nil && m.Commit == nil {
+		return nil
+	}
+	return &raftpb.HardState{Term: m.Term, Vote: m.Vote, Commit: m.Commit}
+}
+
+// MustSync reports whether m, an Append, must be on disk before its responses are sent:
+// all but a commit index alone, which Raft finds again by itself. prev is the hard state
+// written before.
+func MustSync(m *raftpb.Message, prev *raftpb.HardState) bool {
+	hs := HardState(m)
+	return len(m.Entries) > 0 || hs != nil && (hs.GetTerm() != prev.GetTerm() || hs.GetVote() != prev.GetVote())
+}
