@@ -128,13 +128,20 @@ func (c *Core) Leader() uint64       { return c.lead }
 // Committed is the highest entry known to be committed.
 func (c *Core) Committed() uint64 { return c.committed }
 
-// Alone reports whether this member is the only voter and leads, with everything of
-// earlier terms applied: then what it has applied is all that anyone has acknowledged,
-// and a read needs to ask nobody.
-func (c *Core) Alone() bool {
-	return c.termStart != 0 && c.applied >= c.termStart &&
-		len(c.conf.Voters) == 1 && c.conf.Voters[0] == c.cfg.ID && len(c.conf.VotersOutgoing) == 0
+// AppliedIndex is the last entry that the state machine holds.
+func (c *Core) AppliedIndex() uint64 { return c.applied }
+
+// Leads reports whether this member leads and has applied everything of earlier terms.
+func (c *Core) Leads() bool { return c.termStart != 0 && c.applied >= c.termStart }
+
+// Sole reports whether this member is the only voter.
+func (c *Core) Sole() bool {
+	return len(c.conf.Voters) == 1 && c.conf.Voters[0] == c.cfg.ID && len(c.conf.VotersOutgoing) == 0
 }
+
+// Alone reports whether this member leads and is the only voter: then what it has applied
+// is all that anyone has acknowledged, and a read needs to ask nobody.
+func (c *Core) Alone() bool { return c.Leads() && c.Sole() }
 
 // Tick passes one tick of time.
 func (c *Core) Tick() { c.rn.Tick() }
