@@ -113,3 +113,15 @@ type Txn struct {
 	Success  []Op
 	Failure  []Op
 }
+
+// Puts reports whether t, or a transaction in it, holds a put.
+func (t *Txn) Puts() bool {
+	for _, ops := range [][]Op{t.Success, t.Failure} {
+		for _, op := range ops {
+			if op.Put != nil || op.Txn != nil && op.Txn.Puts() {
+				return true
+			}
+		}
+	}
+	return false
+}
