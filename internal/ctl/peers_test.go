@@ -1,0 +1,487 @@
+package ctl
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// The test binary is the client itself when this variable is set: processes have exit codes,
+// standard streams and an environment, which calls have not.
+const envActAsClient = "QUORATE_CTL_TEST_CLIENT"
+
+// envPeers names the directory with the binaries of etcd, etcdctl and etcdutl to compare with.
+const envPeers = "QUORATE_PEERS"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(envActAsClient) != "" {
+		os.Exit(Execute(context.Background(), Command()))
+	}
+	os.Exit(m.Run())
+}
+
+// A step is one run of the client, or a change made behind its back.
+type step struct {
+	args  string // words, split as the client splits interactive input; {L1} is the first granted lease, {dir} a directory
+	stdin string
+	env   []string
+	lines int // the client does not end by itself: kill it after so many lines of standard output
+
+	before func(t *testing.T, c *clientv3.Client)
+
+	// What is known to be different, and why.
+	looseErr bool   // standard error need not be equal
+	ours     string // our standard output and error must contain this, and exit with code ourCode; etcdctl's are not looked at
+	ourCode  int
+	why      string
+}
+
+// TestAgainstEtcdctl runs the same long list of invocations with etcdctl and with this package, each
+// against an etcd of its own, and wants equal standard output, standard error and exit codes.
+func TestAgainstEtcdctl(t *testing.T) {
+	peers := os.Getenv(envPeers)
+	if peers == "" {
+		t.Skipf("%s is not set: no etcdctl to compare with", envPeers)
+	}
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	steps := peerSteps()
+	// The same ports for both, one after the other: etcd derives its ids from its peer URL.
+	client, peer := freePort(t), freePort(t)
+	want := runSteps(t, peers, filepath.Join(peers, "etcdctl"), nil, client, peer, steps)
+	got := runSteps(t, peers, self, []string{envActAsClient + "=1"}, client, peer, steps)
+	for i, s := range steps {
+		name := fmt.Sprintf("step %d: etcdctl %s", i, s.args)
+		if s.ours != "" {
+			if out := got[i].stdout + got[i].stderr; got[i].code != s.ourCode || !strings.Contains(out, s.ours) {
+				t.Errorf("%s (%s)\ngot code %d: %s\nwant code %d: %s", name, s.why, got[i].code, out, s.ourCode, s.ours)
+			}
+			continue
+		}
+		if got[i].stdout != want[i].stdout {
+			t.Errorf("%s\nstdout:\n%s\nwant:\n%s", name, got[i].stdout, want[i].stdout)
+		}
+		if !s.looseErr && got[i].stderr != want[i].stderr {
+			t.Errorf("%s\nstderr:\n%s\nwant:\n%s", name, got[i].stderr, want[i].stderr)
+		}
+		if s.lines == 0 && got[i].code != want[i].code {
+			t.Errorf("%s\nexit code %d, want %d (stderr %s)", name, got[i].code, want[i].code, got[i].stderr)
+		}
+	}
+	t.Logf("%d invocations compared", len(steps))
+}
+
+// A result is what one invocation gave, without what differs from run to run.
+type result struct {
+	stdout, stderr string
+	code           int
+}
+
+// runSteps runs steps with the client binary against a fresh etcd.
+func runSteps(t *testing.T, peers, binary string, env []string, client, peer int, steps []step) []result {
+	t.Helper()
+	dir := t.TempDir()
+	endpoint, peerURL := fmt.Sprintf("127.0.0.1:%d", client), fmt.Sprintf("http://127.0.0.1:%d", peer)
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	server := exec.CommandContext(ctx, filepath.Join(peers, "etcd"), "--data-dir", filepath.Join(dir, "etcd"),
+		"--listen-client-urls", "http://"+endpoint, "--advertise-client-urls", "http://"+endpoint,
+		"--listen-peer-urls", peerURL, "--initial-advertise-peer-urls", peerURL, "--initial-cluster", "default="+peerURL)
+	if err := server.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		cancel()
+		_ = server.Wait() // killed: its exit code says nothing
+	}()
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ready, stop := context.WithTimeout(ctx, 30*time.Second)
+	defer stop()
+	if _, err := c.Get(ready, "a", clientv3.WithLimit(1)); err != nil {
+		t.Fatalf("etcd is not ready: %v", err)
+	}
+
+	n := &normalizer{dir: dir}
+	var results []result
+	for _, s := range steps {
+		if s.before != nil {
+			s.before(t, c)
+		}
+		args, err := splitWords(n.expand(s.args))
+		if err != nil {
+			t.Fatal(err)
+		}
+		environ := append(os.Environ(), env...)
+		environ = append(environ, s.env...)
+		if !strings.Contains(s.args, "--endpoints") && !strings.Contains(strings.Join(s.env, " "), "ETCDCTL_ENDPOINTS") {
+			environ = append(environ, "ETCDCTL_ENDPOINTS="+endpoint)
+		}
+		for i := range args {
+			args[i] = strings.ReplaceAll(args[i], "{endpoint}", endpoint)
+		}
+		r := n.normalize(s.args, invoke(t, binary, args, environ, s.stdin, s.lines))
+		if s.lines > 0 {
+			// What came before it could be killed is a matter of chance.
+			r.stdout = strings.Join(strings.SplitAfter(r.stdout, "\n")[:s.lines], "")
+		}
+		results = append(results, r)
+	}
+	return results
+}
+
+// invoke runs the binary to its end, or until it has written so many lines of standard output.
+func invoke(t *testing.T, binary string, args, env []string, stdin string, lines int) result {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, binary, args...)
+	cmd.Env = env
+	out := &lineCounter{want: lines, reached: cancel}
+	var errw bytes.Buffer
+	cmd.Stdout, cmd.Stderr = out, &errw
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	// A client that ended early breaks the pipe, which is no matter. One that is to be killed keeps
+	// its input open, since the end of the input ends it too.
+	_, _ = in.Write([]byte(stdin))
+	if lines == 0 {
+		_ = in.Close()
+	}
+	err = cmd.Wait()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatalf("%s %q: %v", binary, args, err)
+	}
+	if lines == 0 && ctx.Err() != nil {
+		t.Errorf("%s %q did not end", binary, args)
+	}
+	return result{out.String(), errw.String(), cmd.ProcessState.ExitCode()}
+}
+
+// A lineCounter keeps what is written, and calls reached once there are so many lines.
+type lineCounter struct {
+	mu      sync.Mutex
+	buf     bytes.Buffer
+	want    int
+	reached func()
+}
+
+func (l *lineCounter) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.buf.Write(p)
+	if l.want > 0 && bytes.Count(l.buf.Bytes(), []byte("\n")) >= l.want {
+		l.reached()
+	}
+	return len(p), nil
+}
+
+func (l *lineCounter) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.buf.String()
+}
+
+// A normalizer replaces what differs from run to run: lease ids, durations, file names, log times.
+type normalizer struct {
+	dir    string
+	leases []string // hexadecimal, in the order of grants
+}
+
+// expand puts the ids of leases and the directory into the words of a step.
+func (n *normalizer) expand(s string) string {
+	for i, l := range n.leases {
+		s = strings.ReplaceAll(s, fmt.Sprintf("{L%d}", i+1), l)
+	}
+	return strings.ReplaceAll(s, "{dir}", n.dir)
+}
+
+var (
+	reGranted  = regexp.MustCompile(`lease ([0-9a-f]{16}) granted`)
+	reGrantID  = regexp.MustCompile(`"ID"\s?:\s?([0-9a-f]+)`)
+	reDuration = regexp.MustCompile(`\d+\.\d+(µs|ms|s)|\d+(µs|ms)\b`)
+	reLog      = regexp.MustCompile(`(?m)^\{"level":"(\w+)".*?"msg":"([^"]*)".*\n`)
+	reFileSize = regexp.MustCompile(`"dbSize":\d+|"DBSize" : \d+|\d+ kB(, |  *│  *)\d+ kB(, |  *│  *)\d+%`)
+	// In tables and lists, the term and two indexes follow the two truths about leader and learner.
+	reRaftIndex = regexp.MustCompile(`("raft\w*Index":|"Raft\w*Index" :|(?:true|false)[, │]*(?:true|false)[, │]+\d+)[, │]*\d+(?:[, │]+\d+)?`)
+	reFrame     = regexp.MustCompile(`─+`)
+	reSpaces    = regexp.MustCompile(`  +`)
+)
+
+func (n *normalizer) normalize(args string, r result) result {
+	if strings.Contains(args, "lease grant") {
+		m := reGranted.FindStringSubmatch(r.stdout)
+		if m == nil {
+			m = reGrantID.FindStringSubmatch(r.stdout)
+		}
+		if m != nil {
+			id := m[1]
+			if !strings.Contains(args, "--hex") && len(m[0]) != len("lease  granted")+16 {
+				if v, err := strconv.ParseInt(id, 10, 64); err == nil {
+					id = fmt.Sprintf("%016x", v)
+				}
+			}
+			n.leases = append(n.leases, id)
+		}
+	}
+	clean := func(s string) string {
+		for i, l := range n.leases {
+			name := fmt.Sprintf("{L%d}", i+1)
+			s = strings.ReplaceAll(s, l, name)
+			s = strings.ReplaceAll(s, strings.TrimLeft(l, "0"), name)
+			if v, err := strconv.ParseInt(l, 16, 64); err == nil {
+				s = strings.ReplaceAll(s, strconv.FormatInt(v, 10), name)
+			}
+		}
+		s = strings.ReplaceAll(s, n.dir, "{dir}")
+		s = reLog.ReplaceAllString(s, "log $1 $2\n")
+		if strings.Contains(args, "health") {
+			// The width of the column of durations is that of the longest.
+			s = reSpaces.ReplaceAllString(reFrame.ReplaceAllString(s, "─"), " ")
+		}
+		if strings.Contains(args, "alarm") {
+			// protobuf's text puts one or two spaces, by chance, to keep us from relying on it.
+			s = reSpaces.ReplaceAllString(s, " ")
+		}
+		if strings.Contains(args, "status") || strings.Contains(args, "endp st") {
+			// The file of etcd grows by steps of time, and its log by the lease checks of a minute.
+			s = reFileSize.ReplaceAllString(s, "SIZE")
+			s = reRaftIndex.ReplaceAllString(s, "$1 INDEX")
+		}
+		s = reDuration.ReplaceAllString(s, "DURATION")
+		if i := strings.Index(s, "\nUsage:"); i >= 0 {
+			s = s[:i] // the wording of help is our own
+		}
+		return s
+	}
+	return result{clean(r.stdout), clean(r.stderr), r.code}
+}
+
+// freePort returns a port of 127.0.0.1 that nothing listens on.
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// peerSteps returns the invocations to compare, in an order in which they build on each other.
+func peerSteps() []step {
+	var steps []step
+	run := func(args ...string) {
+		for _, a := range args {
+			steps = append(steps, step{args: a})
+		}
+	}
+	with := func(s step) { steps = append(steps, s) }
+
+	// Version, unknown verbs and flags.
+	run("version", "bogus", "get --bogus", "txn --bogus", "put", "put --lease")
+	// Put.
+	run("put a 1", "put a 2 --prev-kv", "put a 3 --prev-kv -w fields", "put a 4 --prev-kv -w json", "put a 5 --prev-kv -w protobuf",
+		"put b 1 -w json", "put b 2 -w fields", "put b 2 -w protobuf", "--write-out=json put b 3",
+		"put c -- -v", "put -- -k v", `put "\x01\xff" "\x02\xfe" --prev-kv`, "put d '' --prev-kv", "put a 6 extra",
+		"put '' v", "put nokey --ignore-value", "put a --ignore-value", "put a x --ignore-value", "put a 7 --ignore-lease",
+		"put nokey x --ignore-lease", "put a 1 --lease zz", "put a 1 --lease 7b", "put a 1 --lease=-1")
+	with(step{args: "put stdin", stdin: "from stdin\nsecond line\n"})
+	with(step{args: "put stdin"})
+	// Values of flags that do not parse: the wording is that of the version of the flags library.
+	for _, a := range []string{"get a --rev 99999999999999999999", "get a --limit x", "--dial-timeout 1x get a", "watch --rev x a", "--hex=2 get a"} {
+		with(step{args: a, looseErr: true})
+	}
+	// Get.
+	for _, w := range []string{"", " -w simple", " -w fields", " -w json", " -w protobuf", " --hex", " --hex -w fields", " --hex -w json", " -w table", " -w bogus"} {
+		run("get a"+w, "get a z"+w, "get missing"+w, "get --prefix ''"+w)
+	}
+	run("get", "get a b c", "get --prefix a", "get --from-key b", "get --from-key ''", "get --prefix --from-key a", "get --prefix a b", "get --from-key a b",
+		"get --prefix '' --keys-only", "get --prefix '' --count-only", "get --prefix '' --count-only -w fields", "get --prefix '' --count-only -w json",
+		"get a --keys-only --count-only", "get --prefix '' --limit 2", "get --prefix '' --limit 2 -w json", "get --prefix '' --limit=-1",
+		"get --prefix '' --print-value-only", "get a --print-value-only -w json", "get a --print-value-only --hex",
+		"get --prefix '' --order DESCEND", "get --prefix '' --order descend --sort-by key", "get --prefix '' --sort-by VALUE", "get --prefix '' --sort-by value --order ascend",
+		"get --prefix '' --sort-by CREATE --order DESCEND", "get --prefix '' --sort-by MODIFY", "get --prefix '' --sort-by version --order DESCEND",
+		"get a --order up", "get a --sort-by color", "get a --rev 2", "get a --rev 3 -w json", "get a --rev 1000", "get a --rev=-5",
+		"get a --consistency s", "get a --consistency l", "get a --consistency x", "get --prefix '' --min-mod-rev 8", "get --prefix '' --max-mod-rev 8",
+		"get --prefix '' --min-create-rev 5 --max-create-rev 9", "get a --min-create-rev 5 --max-create-rev 4", "get a --min-mod-rev 5 --max-mod-rev 4",
+		"get --prefix '' --stream", "get --prefix '' --stream -w json", "get --prefix '' --stream --limit 2", "get missing --stream -w fields", "get a --stream --rev 1000",
+		"get b a", "get ''", "ge a", "g a")
+	// Environment.
+	with(step{args: "get a", env: []string{"ETCDCTL_WRITE_OUT=json"}})
+	with(step{args: "get a", env: []string{"ETCDCTL_HEX=true", "ETCDCTL_BOGUS=1"}})
+	with(step{args: "get a", env: []string{"ETCDCTL_DIAL_TIMEOUT=abc"}, looseErr: true, why: "etcdctl ignores it in silence"})
+	with(step{args: "get a --hex", env: []string{"ETCDCTL_HEX=true"}, looseErr: true, why: "etcdctl writes a stack trace"})
+	with(step{args: "get a -w json", env: []string{"ETCDCTL_WRITE_OUT=simple"}, looseErr: true})
+	with(step{args: "get a", env: []string{"ETCDCTL_API=3"}, looseErr: true, why: "etcdctl warns of the variable that old scripts set"})
+	// Bad connections and security flags.
+	run("get a --cert ''", "get a --key=", "get a --cacert ''", "get a --cacert /nonexistent", "get a --cert /nonexistent --key /nonexistent", "get a --cert /nonexistent",
+		"--endpoints 127.0.0.1:1 --command-timeout 300ms get a", "--endpoints 127.0.0.1:1 --command-timeout 300ms put a 1",
+		"--endpoints 127.0.0.1:1 --command-timeout 300ms endpoint status", "--endpoints 127.0.0.1:1 --command-timeout 300ms endpoint status -w json",
+		"--endpoints 127.0.0.1:1 --command-timeout 300ms endpoint status -w table",
+		"--endpoints 127.0.0.1:1 --command-timeout 300ms endpoint health", "--endpoints 127.0.0.1:1 --command-timeout 300ms endpoint health -w json",
+		"--endpoints 127.0.0.1:1 --command-timeout 300ms endpoint health -w table", "--endpoints 127.0.0.1:1 --command-timeout 300ms endpoint health -w fields",
+		"--endpoints 127.0.0.1:1 --command-timeout 300ms endpoint hashkv", "--endpoints 127.0.0.1:1 --command-timeout 300ms endpoint status --cluster",
+		"--endpoints 127.0.0.1:1 --command-timeout 300ms defrag", "--endpoints 127.0.0.1:1 --command-timeout 300ms member list",
+		"--endpoints 127.0.0.1:1,{endpoint} --command-timeout 300ms endpoint status -w simple", "--endpoints '' --command-timeout 300ms get a",
+		"--endpoints 'http://{endpoint}' get a", "--endpoints '{endpoint}, {endpoint}' get a", "--insecure-transport=false --command-timeout 300ms get a",
+		"--max-recv-bytes 10 get a", "--max-request-bytes 10 put a 1")
+	// Delete.
+	run("put k1 v1", "put k2 v2", "put k3 v3", "put k4 v4", "put l1 v", "put l2 v", "del", "del a b c", "del k1", "del k1", "del k2 --prev-kv", "del k3 --prev-kv -w json",
+		"del missing -w json", "del missing -w fields", "del k4 --prev-kv -w fields", "put k5 v", "del k5 -w protobuf", "del --prefix --from-key a", "del --prefix a b",
+		"del --prefix l --prev-kv", "put y 1", "put z 2", "del y zz --range", "put y 1", "put z 2", "del y zz", "del --from-key zzzz", "del ''", "del -w bogus a", "put aa 1", "del --prefix aa --prev-kv --hex")
+	// Transactions.
+	for _, in := range []string{
+		"\n\n\n",
+		"mod(\"a\") > \"0\"\n\nput t1 yes\nget t1\n\nput t1 no\n\n",
+		"mod(\"a\") < \"0\"\n\nput t1 yes\n\nput t2 \"no way\"\nget --prefix t\ndel t1 --prev-kv\n\n",
+		"ver(\"a\") = \"1\"\nc(\"a\") != \"3\"\nval(\"a\") = \"x\"\n\nget a\n\nget a --keys-only\n\n",
+		"version(\"a\") > \"1\"\ncreate(\"a\") > \"1\"\nm(\"a\") > \"1\"\nvalue(\"b\") = \"3\"\n\nget a\n\nget b\n\n",
+		"\nput t3 'single quoted' --prev-kv\nput t4 \"tab\\there\"\n\n\n",
+		"\nput t3 1\nput t3 2\n\n\n", "\n\nput t3\n\n", "\nput t3\n\n\n", "\nget\n\n\n", "\nbogus a\n\n\n", "\nget a --bogus\n\n\n", "\nget a --order up\n\n\n",
+		"\nput a \"bad \\q escape\"\n\n\n", "\nget --prefix --from-key a\n\n\n", "\ndel a b c\n\n\n", "\ng a\n\n\n", "\nd missing\n\n\n", "\npu t5 x\n\n\n",
+		"", "bogus\n\n\n\n", "mod(a) > 0\n\n\n\n", "mod(\"a\") >\n\n\n\n", "mod(\"a\") > \"x\"\n\n\n\n", "bogus(\"a\") > \"0\"\n\n\n\n", "mod(\"a\")>\"0\"\n\n\n\n",
+		"mod(\"a\") > \"0\"\n", "\n\n", "\nput a 1 --lease 7b\n\n\n", "\nget a --rev 1000\n\n\n", "\nput t6 1 --lease x\n\n\n", "val(\"\") = \"\"\n\n\n\n", "\nput '' 1\n\n\n", "\nput t7 1 2 3\n\n\n",
+		"\nput a --ignore-value\n\n\n", "\nput a x --ignore-value\n\n\n",
+	} {
+		with(step{args: "txn", stdin: in})
+		if len(in) > 5 && len(in) < 60 {
+			with(step{args: "txn -w json", stdin: in})
+		}
+		if len(in) >= 60 {
+			with(step{args: "txn -i", stdin: in})
+			with(step{args: "txn -w fields", stdin: in})
+			with(step{args: "txn -w protobuf", stdin: in})
+		}
+	}
+	run("txn extra")
+	for i := range steps {
+		if steps[i].args != "txn" && !strings.HasPrefix(steps[i].args, "txn -") {
+			continue
+		}
+		// etcdctl prints the usage of its parser of requests before the error.
+		if strings.Contains(steps[i].stdin, "--bogus") || strings.Contains(steps[i].stdin, "bogus a") {
+			steps[i].looseErr = true
+		}
+	}
+	with(step{args: "txn", stdin: "lease(\"a\") = \"0\"\n\nget a\n\nget b\n\n", ours: "SUCCESS", why: "etcdctl panics"})
+	with(step{args: "txn", stdin: "lease(\"a\") > \"7b\"\n\n\n\n", ours: "FAILURE", why: "etcdctl panics"})
+	with(step{args: "txn", stdin: "ver(\"a\") ~ \"0\"\n\n\n\n", ours: "unknown operator ~", ourCode: 3, why: "etcdctl panics"})
+	// Watch.
+	with(step{args: "watch --rev 2 a", lines: 9})
+	with(step{args: "watch --rev 2 a --prev-kv", lines: 11})
+	with(step{args: "watch --rev 2 --prefix k -w json", lines: 8})
+	with(step{args: "watch --rev 2 a d -w fields", lines: 20})
+	with(step{args: "watch --rev 2 a --hex", lines: 3})
+	with(step{args: "watch --rev 2 k1 k3 -- sh -c 'echo ev $ETCD_WATCH_EVENT_TYPE $ETCD_WATCH_KEY $ETCD_WATCH_VALUE $ETCD_WATCH_REVISION'", lines: 16})
+	with(step{args: "watch --rev 2 -- sh -c 'echo ev $ETCD_WATCH_KEY'", env: []string{"ETCDCTL_WATCH_KEY=k1"}, lines: 4})
+	with(step{args: "watch --rev 2", env: []string{"ETCDCTL_WATCH_KEY=k1", "ETCDCTL_WATCH_RANGE_END=k3"}, lines: 6})
+	with(step{args: "watch k1 --rev 2 -- false", why: "the command fails"})
+	with(step{args: "watch k1", env: []string{"ETCDCTL_WATCH_KEY=k1"}})
+	with(step{args: "watch k1 -- echo", env: []string{"ETCDCTL_WATCH_KEY=k1"}})
+	with(step{args: "watch k1", env: []string{"ETCDCTL_WATCH_RANGE_END=k1"}})
+	run("watch", "watch --prefix", "watch a --", "watch -- echo", "watch --prefix a b", "watch -w bogus a")
+	with(step{args: "watch -i", stdin: "watch --rev 2 k1\n", lines: 3})
+	with(step{args: "watch -i", stdin: "bogus\n\nwatch\nwatch --rev 2 k1 -- echo hi\n", lines: 4})
+	with(step{args: "watch -i", stdin: "watch --rev 2 --prefix k1 k2\nwatch --rev 2 --prefix k1\n", lines: 6})
+	with(step{args: "watch -i", stdin: "watch a --\n"})
+	with(step{args: "watch -i", stdin: "watch --bogus a\n"})
+	with(step{args: "watch -i", stdin: "watch --prefix\n"})
+	with(step{args: "watch -i", stdin: "watch a\n", env: []string{"ETCDCTL_WATCH_KEY=k1"}})
+	with(step{args: "watch -i", stdin: "watch --rev 2\n", env: []string{"ETCDCTL_WATCH_KEY=k1"}, lines: 3})
+	with(step{args: "watch -i", stdin: "watch never\nprogress\n", lines: 1})
+	with(step{args: "watch -i"})
+	// Compaction.
+	run("compaction", "compaction x", "compaction 1000000", "compaction 5", "compaction 5", "compaction 6 --physical", "get a --rev 2", "compaction=3")
+	with(step{args: "watch --rev 2 a", looseErr: false})
+	with(step{args: "watch --rev 2 a -w json"})
+	with(step{args: "watch --rev 2 a -w fields"})
+	// Endpoints, members, maintenance.
+	for _, w := range []string{"", " -w json", " -w fields", " -w table", " -w protobuf", " --cluster", " --cluster -w json", " -w bogus"} {
+		run("endpoint health"+w, "endpoint status"+w, "endpoint hashkv"+w)
+	}
+	run("endpoint hashkv --rev 8", "endpoint hashkv --rev 2", "endpoint hashkv --rev 2000", "endpoint", "endpoint bogus", "endp st", "endpoint status --hex -w fields")
+	for _, w := range []string{"", " -w json", " -w fields", " -w table", " -w protobuf", " --hex -w json", " --hex -w fields", " --consistency s", " --hex -w table"} {
+		run("member list" + w)
+	}
+	with(step{args: "member list --consistency x", ours: `unknown consistency flag "x"`, ourCode: 4, why: "etcdctl names the flag of get"})
+	run("member", "alarm", "alarm list", "alarm list -w json", "alarm list -w fields", "alarm list -w protobuf", "alarm list -w table", "alarm disarm", "alarm list extra", "alarm disarm extra")
+	with(step{args: "alarm list", before: raiseAlarm})
+	run("alarm list -w json", "alarm list -w fields", "alarm list -w fields --hex", "alarm list -w protobuf", "endpoint health", "endpoint health -w json", "endpoint status -w json", "put a nospace", "alarm disarm", "alarm list", "endpoint health")
+	run("defrag", "defrag --cluster", "defrag -w json", "snapshot", "snapshot save", "snapshot save {dir}/snap", "snapshot save {dir}/no/such/dir", "--endpoints 127.0.0.1:1,127.0.0.1:2 snapshot save {dir}/two",
+		"snapshot save {dir}/late --command-timeout 20s")
+	with(step{args: "--endpoints 127.0.0.1:1 --command-timeout 300ms snapshot save {dir}/none", looseErr: true, why: "the client logs its retries or not, by chance"})
+	// Leases.
+	run("lease grant", "lease grant x", "lease grant 100", "lease grant 200 -w json", "lease grant 300 -w fields", "lease grant 300 -w fields --hex", "lease grant 0", "lease grant -- -1", "lease grant 99999999999",
+		"put leased v --lease={L1}", "get leased -w json", "get leased -w fields", "get leased -w fields --hex",
+		"lease timetolive {L1}", "lease timetolive {L1} --keys", "lease timetolive {L1} --keys -w json", "lease timetolive {L1} --keys -w fields", "lease timetolive {L1} --hex --keys -w fields", "lease timetolive 7b", "lease timetolive 7b -w json",
+		"lease timetolive zz", "lease timetolive", "lease keep-alive --once {L1}", "lease keep-alive --once {L1} -w json", "lease keep-alive --once {L1} -w fields", "lease keep-alive --once 7b", "lease keep-alive zz", "lease keep-alive",
+		"lease keep-alive 7b", "lease keep-alive 7b -w json", "lease revoke {L1}", "lease revoke {L1}", "lease revoke zz", "lease revoke", "lease revoke {L2} -w json", "lease revoke {L3} -w fields", "get leased",
+		"lease list", "lease list -w json", "lease list -w fields", "lease list --hex -w fields", "lease", "lease list extra", "lease grant 100 extra")
+	with(step{args: "lease keep-alive {L4}", lines: 1})
+	with(step{args: "lease revoke {L4} -w protobuf", ours: "\n", why: "etcdctl revokes first and fails then"})
+	// Authentication, last because it stays on.
+	with(step{args: "get a", before: enableAuth})
+	run("--user root:pw get a", "--user root --password pw get a", "--user root:wrong get a", "--user nobody:x get a", "--user root:pw endpoint status -w json", "endpoint health",
+		"--user reader:pw endpoint health", "--user reader:pw get a", "--user reader:pw put a 1", "--auth-jwt-token bad get a", "member list")
+	with(step{args: "--user root get a", ours: "not a terminal", ourCode: 1, why: "etcdctl prompts without a terminal"})
+
+	with(step{args: "--user root:pw put a 1 -w table", ours: "Error: table not supported as output format", ourCode: 4, why: "etcdctl puts first and fails then"})
+	return steps
+}
+
+// raiseAlarm sets the alarm of a full disk on every member.
+func raiseAlarm(t *testing.T, c *clientv3.Client) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	st, err := c.Status(ctx, c.Endpoints()[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = pb.NewMaintenanceClient(c.ActiveConnection()).Alarm(ctx, &pb.AlarmRequest{
+		Action: pb.AlarmRequest_ACTIVATE, MemberID: st.Header.MemberId, Alarm: pb.AlarmType_NOSPACE})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// enableAuth creates the users root and reader, who may do nothing, and switches authentication on.
+func enableAuth(t *testing.T, c *clientv3.Client) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	_, err1 := c.UserAdd(ctx, "root", "pw")
+	_, err2 := c.UserAdd(ctx, "reader", "pw")
+	_, err3 := c.RoleAdd(ctx, "root")
+	_, err4 := c.UserGrantRole(ctx, "root", "root")
+	_, err5 := c.AuthEnable(ctx)
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
+		t.Fatal(err)
+	}
+}
