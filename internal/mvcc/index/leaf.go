@@ -136,11 +136,14 @@ func (l *leaf) set(i int, r row, dead bool) {
 	if dead {
 		l.dead |= 1 << i
 	}
-	if !l.write(i, &r) {
-		rows := l.allRows()
-		rows[i] = r
-		l.pack(rows)
+	if l.write(i, &r) {
+		return
 	}
+	var buf [leafMax]row
+	rows := l.allRows(buf[:0])
+	rows[i] = r
+	// A leaf that is changed will be again: leave room for the revisions to come.
+	l.pack(rows, shape{2})
 }
 
 // write stores r as row i if it fits the leaf's shape.
@@ -159,21 +162,21 @@ func (l *leaf) write(i int, r *row) bool {
 	return true
 }
 
-func (l *leaf) allRows() []row {
-	rows := make([]row, l.len(), leafMax+1)
-	for i := range rows {
-		rows[i] = l.row(i)
+// allRows appends all rows to rows.
+func (l *leaf) allRows(rows []row) []row {
+	for i := range l.len() {
+		rows = append(rows, l.row(i))
 	}
 	return rows
 }
 
-// pack stores rows in the narrowest shape that holds them.
-func (l *leaf) pack(rows []row) {
+// pack stores rows in the narrowest shape, but not narrower than least, that holds them.
+func (l *leaf) pack(rows []row, least shape) {
 	l.base = rows[0].mod.Main
 	for i := range rows {
 		l.base = min(l.base, rows[i].mod.Main)
 	}
-	l.shape = shape{}
+	l.shape = least
 	for i := range rows {
 		for j, v := range rows[i].numbers(l.base) {
 			l.shape[j] = max(l.shape[j], width(v))
@@ -228,9 +231,11 @@ func (l *leaf) insert(i int, key []byte, r row) {
 	copy(l.rows, old.rows[:i*stride])
 	copy(l.rows[(i+1)*stride:], old.rows[i*stride:])
 	if !l.write(i, &r) {
-		rows := old.allRows()
-		rows = append(rows[:i], append([]row{r}, rows[i:]...)...)
-		l.pack(rows)
+		var buf [leafMax]row
+		rows := append(old.allRows(buf[:0]), row{})
+		copy(rows[i+1:], rows[i:])
+		rows[i] = r
+		l.pack(rows, shape{})
 	}
 }
 
@@ -306,7 +311,7 @@ func (g *gather) leaf(tag uint64) *leaf {
 	if len(g.hist) > 0 {
 		l.hist = append([]*history(nil), g.hist...)
 	}
-	l.pack(g.rows)
+	l.pack(g.rows, shape{})
 	return l
 }
 

@@ -146,6 +146,12 @@ func (t twin) compareSpan(tree Tree, span kv.Span, rng *rand.Rand) error {
 			then = append(then, fmt.Sprint(k, c.rev))
 		}
 	}
+	if bytes := tree.Bytes(); (bytes == 0) != (tree.root == nil) {
+		return fmt.Errorf("Bytes() = %d", bytes)
+	}
+	if got, want := tree.Len(), t.live(); got != want {
+		return fmt.Errorf("Len() = %d, want %d", got, want)
+	}
 	if got := tree.Count(span); got != int64(len(now)) {
 		return fmt.Errorf("Count(%q) = %d, want %d", span, got, len(now))
 	}
@@ -321,6 +327,9 @@ func twinRun(seed uint64, steps int) error {
 	var compacted int64
 	putShare := 1 + rng.IntN(9)
 	for step := range steps {
+		if rng.IntN(1000) == 0 {
+			putShare = rng.IntN(11) // times of growth, times of decay
+		}
 		if rng.IntN(4) == 0 && rev.Main > 1 {
 			rev.Sub += 1 + rng.Int64N(1<<rng.IntN(12))
 		} else {
@@ -334,13 +343,29 @@ func twinRun(seed uint64, steps int) error {
 		want, live := tw.get(key)
 		switch op := rng.IntN(12); {
 		case op < putShare:
-			prev, ok := w.Put([]byte(key), rev)
+			var prev Entry
+			var ok bool
+			if rng.IntN(3) == 0 {
+				var next Tree
+				next, prev, ok = w.Tree().Put([]byte(key), rev)
+				w = next.Edit()
+			} else {
+				prev, ok = w.Put([]byte(key), rev)
+			}
 			if ok != live || ok && (prev.Mod != want.rev || prev.Create != want.create || prev.Version != want.version) {
 				return fmt.Errorf("step %d: Put(%q) replaced %v %v, want %v %v", step, key, prev, ok, want, live)
 			}
 			tw.change(key, rev, false)
 		case op < 10:
-			prev, ok := w.Delete([]byte(key), rev)
+			var prev Entry
+			var ok bool
+			if rng.IntN(3) == 0 {
+				var next Tree
+				next, prev, ok = w.Tree().Delete([]byte(key), rev)
+				w = next.Edit()
+			} else {
+				prev, ok = w.Delete([]byte(key), rev)
+			}
 			if ok != live || ok && (prev.Mod != want.rev || prev.Create != want.create || prev.Version != want.version) {
 				return fmt.Errorf("step %d: Delete(%q) replaced %v %v, want %v %v", step, key, prev, ok, want, live)
 			}
@@ -349,7 +374,11 @@ func twinRun(seed uint64, steps int) error {
 			}
 		case op == 10:
 			at := w.Last().Main - rng.Int64N(1<<rng.IntN(12))
-			w.Compact([]byte(key), at)
+			if rng.IntN(3) == 0 {
+				w = w.Tree().Compact([]byte(key), at).Edit()
+			} else {
+				w.Compact([]byte(key), at)
+			}
 			tw.compact(key, at)
 		case rng.IntN(30) == 0:
 			compacted = max(compacted, w.Last().Main-rng.Int64N(1<<rng.IntN(12)))
@@ -412,6 +441,15 @@ func (t twin) build() (Tree, error) {
 	return b.Tree(), nil
 }
 
+func (t twin) live() (n int64) {
+	for k := range t {
+		if _, ok := t.get(k); ok {
+			n++
+		}
+	}
+	return n
+}
+
 func (t twin) total() (n int) {
 	for _, c := range t {
 		n += len(c)
@@ -429,6 +467,60 @@ func total(t Tree) (n int) {
 		}
 		return true
 	})
+	return n
+}
+
+// TestDecay takes a tree of many leaves down to nothing, in different orders.
+func TestDecay(t *testing.T) {
+	const n = 20000
+	rng := rand.New(rand.NewPCG(1, 2))
+	for name, order := range map[string][]int{
+		"forward": rng.Perm(n), "random": rng.Perm(n), "backward": rng.Perm(n),
+	} {
+		switch name {
+		case "forward":
+			sort.Ints(order)
+		case "backward":
+			sort.Sort(sort.Reverse(sort.IntSlice(order)))
+		}
+		w, rev := Tree{}.Edit(), int64(1)
+		for _, i := range order {
+			rev++
+			w.Put(fmt.Appendf(nil, "%05d", i), kv.Revision{Main: rev})
+		}
+		if name == "forward" {
+			if got := leaves(w.tree); got > n/leafMax+1 {
+				t.Errorf("%d leaves for %d keys put in order", got, n)
+			}
+		}
+		for left := n - 1; left >= 0; left-- {
+			rev++
+			key := fmt.Appendf(nil, "%05d", order[n-1-left])
+			if _, live := w.Delete(key, kv.Revision{Main: rev}); !live {
+				t.Fatalf("%s: %s is not live", name, key)
+			}
+			w.Compact(key, rev+1)
+			if got := w.Len(); got != int64(left) {
+				t.Fatalf("%s: %d keys, want %d", name, got, left)
+			}
+			if left%500 == 0 {
+				if err := check(w.tree); err != nil {
+					t.Fatalf("%s: %d left: %v", name, left, err)
+				}
+			}
+			// Merging keeps leaves a quarter full on the whole.
+			if got, most := leaves(w.tree), 8+left/(leafMax/8); left%500 == 0 && got > most {
+				t.Errorf("%s: %d leaves for %d keys", name, got, left)
+			}
+		}
+		if w.root != nil || w.Bytes() != 0 {
+			t.Errorf("%s: something is left of an empty tree: %d bytes", name, w.Bytes())
+		}
+	}
+}
+
+func leaves(t Tree) (n int) {
+	t.walk(kv.Span{End: []byte{0}}, false, func(*leaf, int, int) bool { n++; return true })
 	return n
 }
 
