@@ -85,6 +85,18 @@ var exceptions = []struct {
 		},
 	},
 	{
+		"HashKV at the very revision that the store is compacted to",
+		"once a compaction has finished, etcd answers with the hash that it took on the way, which is by the compaction before",
+		func(c *call, etcd, quorate *outcome) {
+			a, ok1 := etcd.reply.(*pb.HashKVResponse)
+			b, ok2 := quorate.reply.(*pb.HashKVResponse)
+			if ok1 && ok2 && a.CompactRevision != b.CompactRevision && a.HashRevision == b.HashRevision &&
+				max(a.CompactRevision, b.CompactRevision) == a.HashRevision {
+				b.Hash, b.CompactRevision = a.Hash, a.CompactRevision
+			}
+		},
+	},
+	{
 		"sizes and log positions in Status",
 		"they say how a store keeps its data, not what it holds",
 		func(c *call, etcd, quorate *outcome) {
