@@ -126,7 +126,7 @@ func (s *store) options() Options {
 	return Options{
 		View: s.view,
 		AppendHeader: func(b []byte, rev int64) []byte {
-			return (&wire.Header{ClusterID: 7, MemberID: 8, Revision: rev, Term: 9}).Append(b)
+			return wire.AppendHeader(b, &wire.Header{ClusterID: 7, MemberID: 8, Revision: rev, Term: 9})
 		},
 		ProgressInterval: 1e9,
 		FragmentBytes:    1 << 20,

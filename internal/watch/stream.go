@@ -374,9 +374,7 @@ func (h *Hub) revision() int64 {
 
 // head appends what a response holds before its events.
 func (h *Hub) head(b []byte, rev int64, wh *wire.WatchHead) []byte {
-	b, mark := wire.Open(b, 1)
-	b = wire.Close(h.opts.AppendHeader(b, rev), mark)
-	return wire.AppendWatchHead(b, wh)
+	return wire.AppendWatchHead(h.opts.AppendHeader(b, rev), wh)
 }
 
 // response is a message without events.

@@ -60,8 +60,8 @@ type Options struct {
 	// View returns the store's newest view; the hub releases it. What Publish has told
 	// must be in it. Any goroutine calls it.
 	View func() View
-	// AppendHeader appends the wire form of the ResponseHeader fields for revision rev.
-	// Any goroutine calls it.
+	// AppendHeader appends the ResponseHeader for revision rev as field 1 of a response;
+	// rev 0 leaves the revision out, as in protobuf. Any goroutine calls it.
 	AppendHeader func(b []byte, rev int64) []byte
 	// ProgressInterval is --watch-progress-notify-interval: how long a watcher that
 	// asked for it waits for an event before it is told its progress. Up to a tenth is
