@@ -1,0 +1,58 @@
+package rpc
+
+import (
+	"context"
+
+	"quorate/internal/fsm"
+	"quorate/internal/kv"
+	"quorate/internal/lease"
+	"quorate/internal/mvcc"
+	"quorate/internal/watch"
+	"quorate/internal/wire"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+)
+
+// Backend is the member behind the services; *node.Node is one.
+type Backend interface {
+	// Propose replicates the request message body and returns what applying it gave. It
+	// does not keep body. See node.Node.Propose for the errors.
+	Propose(ctx context.Context, field wire.Field, body []byte) (fsm.Result, error)
+	// ReadIndex returns once a View taken afterwards is linearizable.
+	ReadIndex(ctx context.Context) error
+	// View is the newest published state; the caller releases it.
+	View() *mvcc.View
+	Store() *mvcc.Store
+	Watch() *watch.Hub
+	Leases() *lease.Lessor
+	RenewLease(ctx context.Context, id kv.LeaseID) (ttl int64, err error)
+
+	// Who the member is (constant), the raft term and leader (0: none) now, and whether
+	// the member is a learner. Asked on every call: they must cost no more than a load.
+	ClusterID() uint64
+	MemberID() uint64
+	Term() uint64
+	Leader() uint64
+	IsLearner() bool
+
+	Members() []*pb.Member
+	MoveLeader(ctx context.Context, to uint64) error
+
+	// Ready is closed once the member can serve clients.
+	Ready() <-chan struct{}
+}
+
+// Status is where a member stands. It has node.Status' fields, so that one converts to
+// the other.
+type Status struct {
+	Leader    uint64 // 0: none
+	Term      uint64
+	Index     uint64 // last committed
+	Applied   uint64
+	IsLearner bool
+	Alarms    []*pb.AlarmMember
+	// ClusterVersion is "" until it is decided; StorageVersion is the data directory's.
+	ClusterVersion string
+	StorageVersion string
+	QuotaBytes     int64 // 0: none
+}

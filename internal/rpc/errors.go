@@ -1,0 +1,85 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+
+	"quorate/internal/kv"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// errorTable says how each error of package kv looks to clients: etcd's code and text.
+//
+// Two of etcd's own entries are the client library's errors instead of gRPC's, by
+// mistake: on the wire they have code Unknown and the right text. clientv3 goes by the
+// text, so the code matters to other clients alone, which may have been written against
+// the servers there are; quorate answers as those do.
+var errorTable = []struct {
+	err  error
+	wire error
+}{
+	{kv.ErrCompacted, rpctypes.ErrGRPCCompacted},
+	{kv.ErrFutureRevision, rpctypes.ErrGRPCFutureRev},
+
+	{kv.ErrEmptyKey, rpctypes.ErrGRPCEmptyKey},
+	{kv.ErrKeyNotFound, rpctypes.ErrGRPCKeyNotFound},
+	{kv.ErrValueProvided, rpctypes.ErrGRPCValueProvided},
+	{kv.ErrLeaseProvided, rpctypes.ErrGRPCLeaseProvided},
+	{kv.ErrTooManyOps, rpctypes.ErrGRPCTooManyOps},
+	{kv.ErrDuplicateKey, rpctypes.ErrGRPCDuplicateKey},
+	{kv.ErrInvalidSort, rpctypes.ErrGRPCInvalidSortOption},
+	{kv.ErrTooLarge, rpctypes.ErrGRPCRequestTooLarge},
+	{kv.ErrNoSpace, rpctypes.ErrGRPCNoSpace},
+	{kv.ErrCorrupt, rpctypes.ErrGRPCCorrupt},
+
+	{kv.ErrLeaseNotFound, rpctypes.ErrGRPCLeaseNotFound},
+	{kv.ErrLeaseExists, rpctypes.ErrGRPCLeaseExist},
+	{kv.ErrLeaseTTLTooLarge, rpctypes.ErrGRPCLeaseTTLTooLarge},
+
+	{kv.ErrNoLeader, rpctypes.ErrGRPCNoLeader},
+	{kv.ErrLeaderChanged, rpctypes.ErrGRPCLeaderChanged},
+	{kv.ErrNotLeader, rpctypes.ErrGRPCNotLeader},
+	{kv.ErrStopped, rpctypes.ErrGRPCStopped},
+	{kv.ErrTimeout, rpctypes.ErrGRPCTimeout},
+	{kv.ErrTooManyRequests, errTooManyRequests},
+	{kv.ErrUnhealthy, rpctypes.ErrGRPCUnhealthy},
+
+	{kv.ErrMemberNotFound, rpctypes.ErrGRPCMemberNotFound},
+	{kv.ErrBadTransferee, rpctypes.ErrGRPCBadLeaderTransferee},
+	{kv.ErrNotSupported, rpctypes.ErrGRPCNotCapable},
+	{kv.ErrMemberExists, rpctypes.ErrGRPCMemberExist},
+	{kv.ErrPeerURLExists, rpctypes.ErrGRPCPeerURLExist},
+	{kv.ErrMemberNotLearner, rpctypes.ErrGRPCMemberNotLearner},
+}
+
+// The two with the wrong code, see errorTable.
+var (
+	errTooManyRequests     = status.Error(codes.Unknown, rpctypes.ErrTooManyRequests.Error())
+	errMemberNotEnoughLeft = status.Error(codes.Unknown, rpctypes.ErrMemberNotEnoughStarted.Error())
+)
+
+// toWire turns an error from below into the gRPC status that clients get. Errors that
+// are a status already pass. An error that is in no table is Unknown with its own text,
+// as with etcd.
+func toWire(err error) error {
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, context.Canceled):
+		return status.FromContextError(context.Canceled).Err()
+	case errors.Is(err, context.DeadlineExceeded):
+		return status.FromContextError(context.DeadlineExceeded).Err()
+	}
+	for i := range errorTable {
+		if errors.Is(err, errorTable[i].err) {
+			return errorTable[i].wire
+		}
+	}
+	if _, ok := status.FromError(err); ok {
+		return err
+	}
+	return status.Error(codes.Unknown, err.Error())
+}

@@ -1,0 +1,220 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"quorate/internal/fsm"
+	"quorate/internal/kv"
+	"quorate/internal/wire"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// kvService is etcdserverpb.KV. Its handlers take the requests' bytes: what is replicated
+// is what the client sent, and what it gets is what the store holds.
+type kvService struct {
+	*services
+}
+
+func kvServiceDesc() *grpc.ServiceDesc {
+	method := func(name string, h func(kvService, grpc.ServerStream, *call) error) grpc.StreamDesc {
+		return grpc.StreamDesc{StreamName: name, Handler: func(srv any, stream grpc.ServerStream) error {
+			return srv.(kvService).serve(stream, h)
+		}}
+	}
+	stream := method("RangeStream", kvService.rangeStream)
+	stream.ServerStreams = true
+	return &grpc.ServiceDesc{
+		ServiceName: "etcdserverpb.KV",
+		HandlerType: (*any)(nil),
+		Streams: []grpc.StreamDesc{
+			method("Range", kvService.rangeKeys),
+			method("Put", kvService.put),
+			method("DeleteRange", kvService.deleteRange),
+			method("Txn", kvService.txn),
+			method("Compact", kvService.compact),
+			stream,
+		},
+		Metadata: "rpc.proto",
+	}
+}
+
+// call is what one call needs, reused by later ones.
+type call struct {
+	request
+	reply reply
+
+	rng kv.Range
+	put kv.Put
+	del kv.Delete
+}
+
+var callPool = sync.Pool{New: func() any { return new(call) }}
+
+// serve receives the request, runs h and gives back what the call took.
+func (k kvService) serve(stream grpc.ServerStream, h func(kvService, grpc.ServerStream, *call) error) error {
+	ctx := stream.Context()
+	charged := k.requestMax
+	if err := k.requests.take(ctx, charged); err != nil {
+		return err
+	}
+	c := callPool.Get().(*call)
+	err := stream.RecvMsg(&c.request)
+	if err == nil {
+		size := int64(len(c.body))
+		k.requests.give(charged - size)
+		charged = size
+		c.reply.reset(ctx, accountOf(ctx, k.otherAccount))
+		err = h(k, stream, c)
+		c.reply.free()
+	}
+	c.request.free()
+	k.requests.give(charged)
+	c.rng, c.put, c.del = kv.Range{}, kv.Put{}, kv.Delete{}
+	callPool.Put(c)
+	return err
+}
+
+// malformed is the error for a request that cannot be decoded, as gRPC words it.
+func malformed(err error) error {
+	if !errors.Is(err, wire.ErrMalformed) {
+		return err
+	}
+	return status.Error(codes.Internal, fmt.Sprintf("grpc: error unmarshalling request: proto: %v", err))
+}
+
+func (k kvService) rangeKeys(stream grpc.ServerStream, c *call) error {
+	r := &c.rng
+	if err := wire.DecodeRange(c.body, r); err != nil {
+		return malformed(err)
+	}
+	if err := checkRange(r); err != nil {
+		return err
+	}
+	if err := k.readable(stream.Context(), r.Serializable); err != nil {
+		return err
+	}
+	if err := k.appendRange(&c.reply, r); err != nil {
+		return err
+	}
+	return stream.SendMsg(&c.reply)
+}
+
+// readable returns once the member may answer a read.
+func (k kvService) readable(ctx context.Context, serializable bool) error {
+	if serializable {
+		return nil
+	}
+	if k.IsLearner() {
+		return rpctypes.ErrGRPCNotSupportedForLearner
+	}
+	return k.ReadIndex(ctx)
+}
+
+// appendRange appends a RangeResponse to b.
+func (k kvService) appendRange(b *reply, r *kv.Range) error {
+	v := k.View()
+	defer v.Release()
+	h := k.header(v.Rev())
+	b.cur = wire.AppendHeader(b.room(headerMax), &h)
+	found, err := v.Range(r, b.keyValue)
+	if err != nil {
+		return err
+	}
+	b.cur = wire.AppendRangeEnd(b.room(2*fieldOverhead), found.More, found.Count)
+	return b.err
+}
+
+// headerMax is more than the header of a response takes.
+const headerMax = 64
+
+func (k kvService) put(stream grpc.ServerStream, c *call) error {
+	if err := wire.DecodePut(c.body, &c.put); err != nil {
+		return malformed(err)
+	}
+	if err := checkPut(&c.put); err != nil {
+		return err
+	}
+	return k.propose(stream, c, wire.FieldPut)
+}
+
+func (k kvService) deleteRange(stream grpc.ServerStream, c *call) error {
+	if err := wire.DecodeDelete(c.body, &c.del); err != nil {
+		return malformed(err)
+	}
+	if err := checkDelete(&c.del); err != nil {
+		return err
+	}
+	return k.propose(stream, c, wire.FieldDelete)
+}
+
+func (k kvService) txn(stream grpc.ServerStream, c *call) error {
+	var t kv.Txn
+	if err := wire.DecodeTxnBounded(c.body, &t, k.opts.MaxTxnOps); err != nil {
+		return malformed(err)
+	}
+	if err := checkTxn(&t, k.opts.MaxTxnOps); err != nil {
+		return err
+	}
+	ro, serializable := readOnly(&t)
+	if !ro {
+		return k.propose(stream, c, wire.FieldTxn)
+	}
+	if err := k.readable(stream.Context(), serializable); err != nil {
+		return err
+	}
+	v := k.View()
+	res := fsm.ReadTxn(v, &t)
+	v.Release()
+	return k.answer(stream, c, res)
+}
+
+func (k kvService) compact(stream grpc.ServerStream, c *call) error {
+	var q kv.Compact
+	if err := wire.DecodeCompact(c.body, &q); err != nil {
+		return malformed(err)
+	}
+	ctx := stream.Context()
+	res, err := k.Propose(ctx, wire.FieldCompact, c.body)
+	if err == nil && res.Err == nil && q.Physical && res.Done != nil {
+		select {
+		case <-res.Done:
+			// What a crash would lose of it now, a restart would have to do again.
+			err = k.Store().Flush(ctx)
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+	}
+	if err != nil {
+		return err
+	}
+	return k.answer(stream, c, res)
+}
+
+// propose has the client's own bytes replicated and answers with what came of it.
+func (k kvService) propose(stream grpc.ServerStream, c *call, field wire.Field) error {
+	res, err := k.Propose(stream.Context(), field, c.body)
+	if err != nil {
+		return err
+	}
+	return k.answer(stream, c, res)
+}
+
+func (k kvService) answer(stream grpc.ServerStream, c *call, res fsm.Result) error {
+	if res.Err != nil {
+		return res.Err
+	}
+	h := k.header(res.Rev)
+	c.reply.cur = wire.AppendHeader(c.reply.room(headerMax), &h)
+	c.reply.body(res.Body)
+	if c.reply.err != nil {
+		return c.reply.err
+	}
+	return stream.SendMsg(&c.reply)
+}

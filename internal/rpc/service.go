@@ -1,0 +1,337 @@
+package rpc
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode/utf8"
+
+	"quorate/internal/kv"
+	"quorate/internal/metrics"
+	"quorate/internal/wire"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+)
+
+// services is what all services stand on, and the gate that every call passes: it
+// counts the call, looks at the client's metadata and turns errors into etcd's.
+//
+// A service is registered with register, which puts the gate around each of its
+// handlers once. A handler therefore returns errors of package kv as they are. A stream
+// handler must return when its stream's Context is done, which happens also when the
+// member stops or when the leader that the client requires is lost; the gate then
+// answers with the right error, whatever the handler returned.
+type services struct {
+	Backend
+	opts *Options
+	met  *metrics.Set
+	log  *slog.Logger
+
+	clients clientVersions
+
+	requests     *requestMemory
+	requestMax   int64 // the largest message that is received, in bytes
+	replies      *replyMemory
+	otherAccount *account // of calls that come on no connection of ours
+
+	streams struct {
+		sync.Mutex
+		open    map[*openStream]struct{}
+		stopped bool
+	}
+}
+
+// openStream is a stream whose handler runs.
+type openStream struct {
+	cancel        context.CancelCauseFunc
+	requireLeader bool
+}
+
+// header is a response header at revision rev.
+func (s *services) header(rev int64) wire.Header {
+	return wire.Header{ClusterID: s.ClusterID(), MemberID: s.MemberID(), Revision: rev, Term: s.Term()}
+}
+
+// pbHeader is header for the services that speak protobuf-go; rev 0 means that of now.
+func (s *services) pbHeader(rev int64) *pb.ResponseHeader {
+	if rev == 0 {
+		v := s.View()
+		rev = v.Rev()
+		v.Release()
+	}
+	return &pb.ResponseHeader{ClusterId: s.ClusterID(), MemberId: s.MemberID(), Revision: rev, RaftTerm: s.Term()}
+}
+
+// learnerMethods are the calls that a learner answers; of Range only a serializable one,
+// which the KV service checks itself.
+var learnerMethods = map[string]bool{
+	"/etcdserverpb.Maintenance/Status":   true,
+	"/etcdserverpb.Maintenance/Snapshot": true,
+	"/etcdserverpb.KV/Range":             true,
+	"/grpc.health.v1.Health/Check":       true,
+	"/grpc.health.v1.Health/List":        true,
+}
+
+// admit checks what etcd checks before any call's handler: whether the member answers
+// such calls, and the client's metadata. Tokens are ignored while there is no auth.
+func (s *services) admit(ctx context.Context, kind string, learner bool) (requireLeader bool, err error) {
+	if !learner && s.IsLearner() {
+		return false, rpctypes.ErrGRPCNotSupportedForLearner
+	}
+	version := unknownVersion
+	if v := metadata.ValueFromIncomingContext(ctx, rpctypes.MetadataClientAPIVersionKey); len(v) > 0 {
+		version = v[0]
+		if !utf8.ValidString(version) {
+			return false, rpctypes.ErrGRPCInvalidClientAPIVersion
+		}
+	}
+	s.clients.counter(s.met, kind, version).Inc()
+	if v := metadata.ValueFromIncomingContext(ctx, rpctypes.MetadataRequireLeaderKey); len(v) > 0 && v[0] == rpctypes.MetadataHasLeader {
+		if s.Leader() == 0 {
+			return true, rpctypes.ErrGRPCNoLeader
+		}
+		return true, nil
+	}
+	return false, nil
+}
+
+const unknownVersion = "unknown"
+
+// clientVersions remembers the counter of the version seen last, one for each kind of
+// call: nearly all clients of a member are of one version.
+type clientVersions struct{ unary, stream atomic.Pointer[clientVersion] }
+
+type clientVersion struct {
+	version string
+	counter *metrics.Counter
+}
+
+func (c *clientVersions) counter(met *metrics.Set, kind, version string) *metrics.Counter {
+	last := &c.stream
+	if kind == kindUnary {
+		last = &c.unary
+	}
+	if v := last.Load(); v != nil && v.version == version {
+		return v.counter
+	}
+	// The metric's labels keep etcd's two kinds.
+	label := "stream"
+	if kind == kindUnary {
+		label = "unary"
+	}
+	v := &clientVersion{version, met.ClientRequests.With(label, version)}
+	last.Store(v)
+	return v.counter
+}
+
+// Kinds of calls, as the metrics name them.
+const (
+	kindUnary  = "unary"
+	kindServer = "server_stream"
+	kindBidi   = "bidi_stream"
+	kindClient = "client_stream"
+)
+
+func streamKind(d *grpc.StreamDesc) string {
+	switch {
+	case d.ClientStreams && d.ServerStreams:
+		return kindBidi
+	case d.ClientStreams:
+		return kindClient
+	case d.ServerStreams:
+		return kindServer
+	}
+	return kindUnary
+}
+
+// register adds a service to gs with the gate around its handlers.
+func (s *services) register(gs *grpc.Server, desc *grpc.ServiceDesc, impl any) {
+	gated := *desc
+	gated.Methods = make([]grpc.MethodDesc, len(desc.Methods))
+	for i, m := range desc.Methods {
+		gated.Methods[i] = grpc.MethodDesc{MethodName: m.MethodName, Handler: s.gateUnary(desc.ServiceName, m)}
+	}
+	gated.Streams = make([]grpc.StreamDesc, len(desc.Streams))
+	for i, d := range desc.Streams {
+		gated.Streams[i] = d
+		if streamKind(&d) == kindUnary {
+			gated.Streams[i].Handler = s.gateRaw(desc.ServiceName, d)
+		} else {
+			gated.Streams[i].Handler = s.gateStream(desc.ServiceName, d)
+		}
+	}
+	gs.RegisterService(&gated, impl)
+}
+
+type unaryHandler = func(srv any, ctx context.Context, dec func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error)
+
+// gateUnary puts the gate around a generated handler.
+func (s *services) gateUnary(service string, m grpc.MethodDesc) unaryHandler {
+	count := s.met.GRPC.Method(service, m.MethodName, kindUnary)
+	learner := learnerMethods["/"+service+"/"+m.MethodName]
+	return func(srv any, ctx context.Context, dec func(any) error, _ grpc.UnaryServerInterceptor) (reply any, err error) {
+		start := time.Now()
+		count.Started.Inc()
+		if _, err = s.admit(ctx, kindUnary, learner); err == nil {
+			reply, err = m.Handler(srv, ctx, dec, nil)
+		}
+		err = toWire(err)
+		count.MessagesReceived.Inc()
+		if err == nil {
+			count.MessagesSent.Inc()
+		}
+		count.Handled(status.Code(err), time.Since(start).Seconds())
+		return reply, err
+	}
+}
+
+// gateRaw puts the gate around a unary call whose handler takes the request's bytes
+// itself. gRPC runs such a handler as that of a stream which is neither the client's nor
+// the server's.
+func (s *services) gateRaw(service string, d grpc.StreamDesc) grpc.StreamHandler {
+	count := s.met.GRPC.Method(service, d.StreamName, kindUnary)
+	learner := learnerMethods["/"+service+"/"+d.StreamName]
+	return func(srv any, stream grpc.ServerStream) error {
+		start := time.Now()
+		count.Started.Inc()
+		_, err := s.admit(stream.Context(), kindUnary, learner)
+		if err == nil {
+			err = d.Handler(srv, stream)
+		}
+		count.MessagesReceived.Inc()
+		if err == nil {
+			count.MessagesSent.Inc()
+			count.Handled(codes.OK, time.Since(start).Seconds())
+			return nil
+		}
+		err = toWire(err)
+		count.Handled(status.Code(err), time.Since(start).Seconds())
+		return err
+	}
+}
+
+// gateStream puts the gate around a stream's handler.
+func (s *services) gateStream(service string, d grpc.StreamDesc) grpc.StreamHandler {
+	kind := streamKind(&d)
+	count := s.met.GRPC.Method(service, d.StreamName, kind)
+	learner := learnerMethods["/"+service+"/"+d.StreamName]
+	return func(srv any, stream grpc.ServerStream) error {
+		start := time.Now()
+		count.Started.Inc()
+		err := s.runStream(srv, stream, kind, learner, count, d.Handler)
+		err = toWire(err)
+		count.Handled(status.Code(err), time.Since(start).Seconds())
+		return err
+	}
+}
+
+func (s *services) runStream(srv any, stream grpc.ServerStream, kind string, learner bool, count *metrics.Method, handle grpc.StreamHandler) error {
+	requireLeader, err := s.admit(stream.Context(), kind, learner)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(stream.Context())
+	defer cancel(nil)
+	open := &openStream{cancel: cancel, requireLeader: requireLeader}
+	if !s.open(open) {
+		return kv.ErrStopped
+	}
+	defer s.closed(open)
+	err = handle(srv, &gatedStream{stream, ctx, count})
+	if ctx.Err() != nil && stream.Context().Err() == nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// gatedStream is a stream whose context ends with the member too.
+type gatedStream struct {
+	grpc.ServerStream
+	ctx   context.Context
+	count *metrics.Method
+}
+
+func (g *gatedStream) Context() context.Context { return g.ctx }
+
+func (g *gatedStream) SendMsg(m any) error {
+	err := g.ServerStream.SendMsg(m)
+	if err == nil {
+		g.count.MessagesSent.Inc()
+	}
+	return err
+}
+
+func (g *gatedStream) RecvMsg(m any) error {
+	err := g.ServerStream.RecvMsg(m)
+	if err == nil {
+		g.count.MessagesReceived.Inc()
+	}
+	return err
+}
+
+func (s *services) open(o *openStream) bool {
+	s.streams.Lock()
+	defer s.streams.Unlock()
+	if s.streams.stopped {
+		return false
+	}
+	s.streams.open[o] = struct{}{}
+	return true
+}
+
+func (s *services) closed(o *openStream) {
+	s.streams.Lock()
+	defer s.streams.Unlock()
+	delete(s.streams.open, o)
+}
+
+// endStreams ends all streams with kv.ErrStopped, and lets no more begin.
+func (s *services) endStreams() {
+	s.streams.Lock()
+	defer s.streams.Unlock()
+	s.streams.stopped = true
+	for o := range s.streams.open {
+		o.cancel(kv.ErrStopped)
+	}
+}
+
+// leaderlessMax is after how many election timeouts without a leader a stream that
+// requires one is ended. To begin one without a leader is refused at once, but to end it
+// costs its client more.
+const leaderlessMax = 3
+
+// watchLeader ends the streams that require a leader while there is none, until done.
+func (s *services) watchLeader(done <-chan struct{}, electionTimeout time.Duration) {
+	tick := time.NewTicker(electionTimeout)
+	defer tick.Stop()
+	for leaderless := 0; ; {
+		select {
+		case <-done:
+			return
+		case <-tick.C:
+		}
+		if leaderless++; s.Leader() != 0 {
+			leaderless = 0
+		}
+		if leaderless >= leaderlessMax {
+			s.endLeaderless()
+		}
+	}
+}
+
+func (s *services) endLeaderless() {
+	s.streams.Lock()
+	defer s.streams.Unlock()
+	for o := range s.streams.open {
+		if o.requireLeader {
+			o.cancel(kv.ErrNoLeader)
+		}
+	}
+}
