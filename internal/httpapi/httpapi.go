@@ -1,0 +1,168 @@
+// Package httpapi serves what a member tells over plain HTTP, with etcd's paths, bodies
+// and status codes: /health, /livez, /readyz, /version, /metrics, /debug/vars and, when
+// asked for, /debug/pprof/ on the client port; the probes and /metrics on the metrics
+// port; /version, /members and /health on the peer port.
+//
+// It knows the member by the small interface Member. The JSON gateway is made by package
+// rpc and is mounted under /v3/.
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"expvar"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/pprof"
+	"time"
+
+	"quorate/internal/metrics"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+)
+
+// Member is what is asked of a member. All of it may be called at any time, also before
+// the member is ready.
+type Member interface {
+	Alarms() []*pb.AlarmMember
+	Leader() uint64 // 0: none
+	IsLearner() bool
+	// Read reads a key of the store, from this member alone or linearizably.
+	Read(ctx context.Context, serializable bool) error
+	// Versions are the cluster's, "" until it is decided, and the data directory's.
+	Versions() (cluster, storage string)
+	ClusterID() uint64
+	Members() []*pb.Member
+}
+
+// Options say what to serve.
+type Options struct {
+	Member  Member
+	Metrics *metrics.Set
+	Logger  *slog.Logger
+
+	ServerVersion string        // of etcd, as clients see it
+	ReadTimeout   time.Duration // how long /health waits for its read
+
+	Pprof bool
+	// Gateway answers under /v3/ (and /v3beta/); nil: not served.
+	Gateway http.Handler
+
+	// CORS origins and hosts that may be named without TLS; "*" or none: all.
+	CORS  []string
+	Hosts []string
+}
+
+// Client returns the handler of the client port.
+func Client(o Options) http.Handler {
+	mux := http.NewServeMux()
+	o.probes(mux)
+	mux.Handle("/metrics", o.Metrics.Handler())
+	mux.HandleFunc("/version", getOnly(o.version))
+	mux.HandleFunc("/debug/vars", getOnly(vars))
+	if o.Pprof {
+		// Index serves every profile of runtime/pprof by its name.
+		mux.HandleFunc("/debug/pprof/", pprof.Index)
+		mux.HandleFunc("/debug/pprof/cmdline", pprof.Cmdline)
+		mux.HandleFunc("/debug/pprof/profile", pprof.Profile)
+		mux.HandleFunc("/debug/pprof/symbol", pprof.Symbol)
+		mux.HandleFunc("/debug/pprof/trace", pprof.Trace)
+	}
+	if o.Gateway != nil {
+		mux.Handle("/v3/", o.Gateway)
+	}
+	return newGuard(mux, o)
+}
+
+// Metrics returns the handler of --listen-metrics-urls.
+func Metrics(o Options) http.Handler {
+	mux := http.NewServeMux()
+	o.probes(mux)
+	mux.Handle("/metrics", o.Metrics.Handler())
+	return mux
+}
+
+// Peer returns the handler of the peer port: what etcd's members ask before they speak
+// Raft, and a probe.
+func Peer(o Options) http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("/version", getOnly(o.version))
+	mux.HandleFunc("/members", getOnly(o.members))
+	mux.HandleFunc("/health", o.health)
+	return mux
+}
+
+// getOnly answers other methods as etcd does.
+func getOnly(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet {
+			w.Header().Set("Allow", http.MethodGet)
+			http.Error(w, "Method Not Allowed", http.StatusMethodNotAllowed)
+			return
+		}
+		h(w, r)
+	}
+}
+
+func (o *Options) version(w http.ResponseWriter, _ *http.Request) {
+	cluster, storage := o.Member.Versions()
+	if cluster == "" {
+		cluster = "not_decided"
+	}
+	if storage == "" {
+		storage = "unknown"
+	}
+	writeJSON(w, struct {
+		Server  string `json:"etcdserver"`
+		Cluster string `json:"etcdcluster"`
+		Storage string `json:"storage"`
+	}{o.ServerVersion, cluster, storage})
+}
+
+// members answers as etcd's peers do, for a member that wants to join.
+func (o *Options) members(w http.ResponseWriter, _ *http.Request) {
+	type member struct {
+		ID         uint64   `json:"id"`
+		PeerURLs   []string `json:"peerURLs"`
+		IsLearner  bool     `json:"isLearner,omitempty"`
+		Name       string   `json:"name,omitempty"`
+		ClientURLs []string `json:"clientURLs,omitempty"`
+	}
+	list := []member{}
+	for _, m := range o.Member.Members() {
+		list = append(list, member{m.ID, m.PeerURLs, m.IsLearner, m.Name, m.ClientURLs})
+	}
+	w.Header().Set("X-Etcd-Cluster-ID", fmt.Sprintf("%x", o.Member.ClusterID()))
+	w.Header().Set("Content-Type", "application/json")
+	// The newline is etcd's.
+	if err := json.NewEncoder(w).Encode(list); err != nil {
+		o.Logger.Debug("cannot answer /members", "error", err)
+	}
+}
+
+func writeJSON(w http.ResponseWriter, v any) {
+	data, err := json.Marshal(v)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Write(data) // the client is gone if this fails, and nobody else cares
+}
+
+// vars is expvar's page, for etcd's content type and method rule.
+func vars(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json; charset=utf-8")
+	io.WriteString(w, "{\n")
+	first := true
+	expvar.Do(func(kv expvar.KeyValue) {
+		if !first {
+			io.WriteString(w, ",\n")
+		}
+		first = false
+		fmt.Fprintf(w, "%q: %s", kv.Key, kv.Value)
+	})
+	io.WriteString(w, "\n}\n")
+}
