@@ -9,13 +9,33 @@
 //
 // Readers hold a View. A View never changes, takes no lock while it reads, and sees the
 // index (key to revisions), the tail and the file as they were when it was published.
+//
+//	applier ── Begin, Put, Delete, End, ... Publish ──▶ View ◀── readers
+//	              │                                      │
+//	              ▼                                      ├─ index: key → revisions
+//	            tail ── flusher, one transaction ──▶ image ─ tail: records above image.rev
+//	                                                     └─ image: records up to image.rev
+//
+// The file is etcd's, byte for byte: see docs/formats/db.md.
+//
+// # Goroutines
+//
+// The applier is the caller's. The store has one of its own, the flusher, which writes the
+// file: the tail, the deletions of compactions, and the last step of Defragment. The rest
+// of Defragment runs in its caller's. Close ends the flusher.
+//
+// One lock, Store.mu, is shared by applier and flusher alone. The applier holds it for one
+// request, the flusher for microseconds and never while it reads or writes the file.
 package mvcc
 
 import (
-	"context"
-	"io"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
 
 	"quorate/internal/kv"
+	"quorate/internal/mvcc/index"
 )
 
 // Options configure a Store.
@@ -23,153 +43,268 @@ type Options struct {
 	// OnFlush is called after each flush, by the flusher, with the raft index and term
 	// up to which everything applied is durable in the file.
 	OnFlush func(index, term uint64)
-	// OnFailure is called once when the file can no longer be written for a reason
-	// other than a full disk. The member must stop.
+	// OnFailure is called once, by the flusher, when the file can no longer be written for
+	// a reason other than a full disk. The member must stop.
 	OnFailure func(error)
-	// OnLeasedKey is called for every live key that has a lease, while Open (or, if the
-	// index loads in the background, the loader) finds them.
+	// OnLeasedKey is called by Open for every live key that has a lease, in key order. It
+	// may keep key.
 	OnLeasedKey func(id kv.LeaseID, key []byte)
 	// NoSync leaves out every fsync of the file (--unsafe-no-fsync).
 	NoSync bool
+
+	hooks hooks
 }
+
+// hooks let tests in between the steps of the flusher.
+type hooks struct {
+	step   func(name string) // after each step that changed something on disk
+	commit func() error      // instead of a commit, if it returns an error
+}
+
+func (h *hooks) stepped(name string) {
+	if h.step != nil {
+		h.step(name)
+	}
+}
+
+// Bounds. The tail has to hold what comes in while one flush takes place, however slow
+// the disk, without using memory that matters.
+const (
+	flushBytes    = 4 << 20                // of the tail that go into one transaction, about
+	flushDelay    = 500 * time.Millisecond // the longest that a change waits to be flushed
+	tailBytesMax  = 64 << 20               // Publish blocks above
+	boundBytesMin = flushBytes / 32        // between points that a flush may end at
+	stallRetry    = time.Second
+)
 
 // Store is the multi-version store on one B+tree file.
-type Store struct{}
+type Store struct {
+	path string
+	opts Options
 
-// Open opens or creates the file at path (etcd's member/snap/db) and rebuilds the index.
-func Open(path string, opts Options) (*Store, error) { panic("unbuilt") }
+	// Constant after Open: the raft index and term that the file then held.
+	openIndex, openTerm uint64
 
-// Close flushes what is published, stops the flusher and closes the file.
-func (s *Store) Close() error { panic("unbuilt") }
+	newest  atomic.Pointer[View]
+	stall   atomic.Pointer[stall]
+	flushed atomic.Uint64 // raft index up to which everything is in the file
+
+	// For Size, from any goroutine.
+	fileBytes, freeBytes, tailBytes atomic.Int64
+
+	// Owned by the applier.
+	tx   Tx
+	inTx bool
+	held []*image // in which records lie that Tx returned since the last Publish
+
+	mu sync.Mutex
+	// Guarded by mu, changed by the applier: the newest state, published or not.
+	index      *index.Writer
+	rev        int64
+	compactRev int64
+	tail       tail
+	slab       slab
+	ops        []bucketOp // unflushed changes of other buckets
+	opsFirst   int64      // number of ops[0], counted from Open
+	events     []kv.Event // since the last Publish
+	superseded queue      // what compactions will drop
+	tombstones queue
+	leased     int64        // live keys that have a lease
+	dirty      bool         // index was changed since the last Publish
+	scheduled  []compaction // since the last Publish
+
+	// Guarded by mu: what is published.
+	pub      published
+	bounds   []bound // where a flush may end, oldest first
+	sequence uint64  // of the last Publish
+	bytesIn  int64   // added to the tail since Open
+	bytesCut int64   // bytesIn at the last bound
+
+	// Guarded by mu, changed by the flusher.
+	image       *image
+	done        bound // what is flushed
+	compactions []compaction
+	since       time.Time     // when the oldest of bounds came
+	wanted      uint64        // sequence that someone waits for to be flushed
+	progress    chan struct{} // closed and replaced after each attempt to flush
+	room        *sync.Cond    // the tail got smaller, or flushing has ended for good
+	failure     error         // why the flusher gave up, errClosed if it was told to
+	closing     bool
+	defragging  bool // compactions wait
+
+	flusher flusher
+	defrags chan struct{} // holds a token while no Defragment runs
+}
+
+// published is what Publish made visible.
+type published struct {
+	tree            index.Tree
+	rev, compactRev int64
+	hi              int64 // end of the tail
+	applied         uint64
+}
+
+// bound is a point between two batches, at which a flush may end: everything before it is
+// the state after a raft entry.
+type bound struct {
+	sequence    uint64
+	index, term uint64
+	rev         int64 // of the store
+	record, op  int64 // numbers of the first that come after
+	bytes       int64 // bytesIn
+}
+
+// Close flushes what is published, stops the flusher and closes the file. Views that are
+// still held keep the file open and Close waiting. The applier must have ended or be
+// waiting in Publish, which then returns.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	s.closing = true
+	s.room.Broadcast()
+	s.mu.Unlock()
+	s.flusher.wake()
+	<-s.flusher.ended
+	<-s.defrags // a Defragment that still ran has noticed
+
+	s.mu.Lock()
+	err, im := s.failure, s.image
+	if err == errClosed {
+		err = nil
+	}
+	for _, c := range s.compactions {
+		close(c.done) // it goes on at the next start; nobody shall wait for that
+	}
+	s.compactions = nil
+	s.mu.Unlock()
+
+	for _, h := range s.held {
+		h.release()
+	}
+	s.held = nil
+	s.newest.Load().Release()
+	f := im.file
+	im.release()
+	f.release()
+	<-f.closed
+	if f.err != nil && err == nil {
+		err = fmt.Errorf("close %s: %w", s.path, f.err)
+	}
+	return err
+}
 
 // Applied is the raft index and term that the file held when it was opened.
-func (s *Store) Applied() (index, term uint64) { panic("unbuilt") }
+func (s *Store) Applied() (index, term uint64) { return s.openIndex, s.openTerm }
 
-// ---- the applier's side ----
+// Rev is the revision of the last change, published or not. Only the applier may call it.
+func (s *Store) Rev() int64 { return s.rev }
 
-// Begin starts one request's changes. Only the applier may call it, one at a time.
-func (s *Store) Begin() *Tx { panic("unbuilt") }
-
-// Tx is one request's changes. All of them get the same main revision. Reads through a
-// Tx see the changes made so far.
-type Tx struct{}
-
-// Rev is the revision that reads through tx see: the store's, or one more once tx has
-// changed something.
-func (tx *Tx) Rev() int64 { panic("unbuilt") }
-
-// Get returns the live value of key.
-func (tx *Tx) Get(key []byte) (kv.Record, bool) { panic("unbuilt") }
-
-// Put sets key, and returns the value it replaced. The slices are copied.
-func (tx *Tx) Put(key, value []byte, lease kv.LeaseID) (prev kv.Record, had bool) { panic("unbuilt") }
-
-// Delete deletes every live key of span, in key order, and calls each with the record
-// that it deleted (each may be nil). It returns how many there were.
-func (tx *Tx) Delete(span kv.Span, each func(prev kv.Record)) int64 { panic("unbuilt") }
-
-// Range is View.Range over the state that tx sees.
-func (tx *Tx) Range(r *kv.Range, emit func(keyValue []byte)) (Found, error) { panic("unbuilt") }
-
-// End closes tx. It returns the store's revision now, and tx's changes in order; both
-// become visible to others with Publish. The events are valid until the view that
-// Publish makes is released.
-func (tx *Tx) End() (rev int64, events []kv.Event) { panic("unbuilt") }
-
-// PutBucket and DeleteBucket change one of etcd's buckets beside "key" (lease, alarm,
-// cluster, members, members_removed, meta, auth...). They become durable in the same
-// file transaction as the key changes around them.
-func (s *Store) PutBucket(bucket string, key, value []byte) { panic("unbuilt") }
-func (s *Store) DeleteBucket(bucket string, key []byte)     { panic("unbuilt") }
-
-// ReadBucket calls fn for every pair of bucket, in key order, flushed or not. The slices
-// are valid during the call.
-func (s *Store) ReadBucket(bucket string, fn func(key, value []byte) error) error { panic("unbuilt") }
-
-// Compact makes every revision below rev that is superseded at rev unreadable, from the
-// next Publish on, and has the flusher give the space back in small steps. done is closed
-// when it has. It returns kv.ErrCompacted or kv.ErrFutureRevision.
-func (s *Store) Compact(rev int64) (done <-chan struct{}, err error) { panic("unbuilt") }
+// grow counts n bytes more in the tail.
+func (s *Store) grow(n int) {
+	s.bytesIn += int64(n)
+	s.tailBytes.Add(int64(n))
+}
 
 // Publish makes everything since the last Publish visible, as the state after raft entry
-// index of term. It blocks while the tail is at its bound.
-func (s *Store) Publish(index, term uint64) { panic("unbuilt") }
+// index of term. It blocks while the tail is at its bound: until there is room, or Close
+// is called or OnFailure was.
+func (s *Store) Publish(index, term uint64) {
+	s.mu.Lock()
+	s.sequence++
+	if s.dirty {
+		s.pub.tree = s.index.Tree()
+		s.dirty = false
+	}
+	s.pub.rev, s.pub.compactRev, s.pub.applied = s.rev, s.compactRev, index
+	s.pub.hi = s.tail.hi
+	first := len(s.bounds) == 0
+	s.addBound(bound{
+		sequence: s.sequence, index: index, term: term, rev: s.rev,
+		record: s.tail.hi, op: s.opsFirst + int64(len(s.ops)), bytes: s.bytesIn,
+	})
+	if len(s.scheduled) > 0 {
+		s.compactions = append(s.compactions, s.scheduled...)
+		s.scheduled = nil
+		s.wanted = s.sequence
+	}
+	s.events = nil
+	old := s.show()
+	held := s.held
+	s.held = nil
+	wake := first || s.flushDueLocked()
+	full := s.bytesIn-s.done.bytes > tailBytesMax
+	s.mu.Unlock()
 
-// ---- readers ----
-
-// View returns the newest published state. Release it when done.
-func (s *Store) View() *View { panic("unbuilt") }
-
-// View is the store as it was at one Publish. It is immutable; any number of goroutines
-// may read it at once. Holding one keeps replaced pages of the file from being reused.
-type View struct{}
-
-// Release gives v back. Records read through v must not be used after.
-func (v *View) Release() { panic("unbuilt") }
-
-// Rev is the store's revision in v; CompactRev the last compacted one, -1 if none.
-func (v *View) Rev() int64        { panic("unbuilt") }
-func (v *View) CompactRev() int64 { panic("unbuilt") }
-
-// Applied is the raft index that v is the state after.
-func (v *View) Applied() uint64 { panic("unbuilt") }
-
-// Found is the part of a RangeResponse that is not its keys.
-type Found struct {
-	Count int64 // keys of the span at the revision; no limit or filter counts
-	More  bool  // the limit cut the result
+	if wake {
+		s.flusher.wake()
+	}
+	old.Release()
+	for _, im := range held {
+		im.release()
+	}
+	if full {
+		s.waitForRoom()
+	}
 }
 
-// Range calls emit with each found mvccpb.KeyValue in wire form, in the order asked for.
-// The slice is valid during the call only. It returns kv.ErrCompacted or
-// kv.ErrFutureRevision, before any emit.
-func (v *View) Range(r *kv.Range, emit func(keyValue []byte)) (Found, error) { panic("unbuilt") }
-
-// Record returns the change of key that was current at main revision rev, which may be a
-// tombstone. It is how a watcher finds the previous value: Record(key, mod-1).
-func (v *View) Record(key []byte, rev int64) (kv.Record, bool) { panic("unbuilt") }
-
-// Changes calls fn with every change from main revision lo to hi, both included, in
-// order, until fn returns false. It returns kv.ErrCompacted if lo is below the compacted
-// revision. Prev of the events is not set.
-func (v *View) Changes(lo, hi int64, fn func(kv.Event) bool) error { panic("unbuilt") }
-
-// HashKV is etcd's checksum of all revisions up to rev (0: all), as if v had already
-// dropped everything that its compaction drops.
-func (v *View) HashKV(rev int64) (hash uint32, compactRev, hashRev int64, err error) {
-	panic("unbuilt")
+func (s *Store) waitForRoom() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for s.bytesIn-s.done.bytes > tailBytesMax && s.failure == nil && !s.closing {
+		s.flusher.wake()
+		s.room.Wait()
+	}
 }
 
-// ---- maintenance ----
+// addBound notes b as a point where a flush may end. It takes the place of the last one
+// if that is not far behind, so that there are few.
+func (s *Store) addBound(b bound) {
+	n := len(s.bounds)
+	if n == 0 {
+		s.since = time.Now()
+	}
+	if n == 0 || b.bytes-s.bytesCut >= boundBytesMin {
+		if n > 0 {
+			s.bytesCut = s.bounds[n-1].bytes
+		} else {
+			s.bytesCut = s.done.bytes
+		}
+		s.bounds = append(s.bounds, b)
+		return
+	}
+	s.bounds[n-1] = b
+}
 
-// Flush returns once everything published before the call is in the file, durably.
-func (s *Store) Flush(ctx context.Context) error { panic("unbuilt") }
+// show makes the published state the newest view and returns the one before. The caller
+// holds mu, and releases the old view when it does not any more.
+func (s *Store) show() *View {
+	v := &View{tree: s.pub.tree, applied: s.pub.applied}
+	v.state = state{keys: &v.tree, image: s.image.acquire(), tail: s.tail, rev: s.pub.rev, compactRev: s.pub.compactRev}
+	v.tail.hi = s.pub.hi
+	v.uses.Store(1)
+	return s.newest.Swap(v)
+}
 
 // Flushed is the raft index up to which everything is in the file.
-func (s *Store) Flushed() uint64 { panic("unbuilt") }
+func (s *Store) Flushed() uint64 { return s.flushed.Load() }
 
 // Stalled is the error that keeps the flusher from writing (a full disk), else nil. It
 // goes on by itself when there is room.
-func (s *Store) Stalled() error { panic("unbuilt") }
+func (s *Store) Stalled() error {
+	if st := s.stall.Load(); st != nil {
+		return st.err
+	}
+	return nil
+}
 
-// Size is the file's length and the part of it in use, tail included, in bytes.
-func (s *Store) Size() (total, inUse int64) { panic("unbuilt") }
+type stall struct{ err error }
+
+// Size is the file's length, as far as it was ever used, and the part of it in use, with
+// the tail, in bytes.
+func (s *Store) Size() (total, inUse int64) {
+	total = s.fileBytes.Load()
+	inUse = total - s.freeBytes.Load() + s.tailBytes.Load()
+	return max(total, inUse), inUse
+}
 
 // TailBytes is how much is applied but not flushed.
-func (s *Store) TailBytes() int64 { panic("unbuilt") }
-
-// Hash is a checksum of the whole file (the Hash call).
-func (s *Store) Hash(ctx context.Context) (uint32, error) { panic("unbuilt") }
-
-// Snapshot flushes and returns the file as it then is. Writes go on meanwhile.
-func (s *Store) Snapshot(ctx context.Context) (*Snapshot, error) { panic("unbuilt") }
-
-// Snapshot is a consistent copy of the file: Size bytes from WriteTo.
-type Snapshot struct{ Size int64 }
-
-func (sn *Snapshot) WriteTo(w io.Writer) (int64, error) { panic("unbuilt") }
-func (sn *Snapshot) Close() error                       { panic("unbuilt") }
-
-// Defragment rewrites the file without its free pages, in the background and in small
-// steps; reads and writes go on. It returns when the new file is in place.
-func (s *Store) Defragment(ctx context.Context) error { panic("unbuilt") }
+func (s *Store) TailBytes() int64 { return s.tailBytes.Load() }
