@@ -79,9 +79,13 @@ func (c *call) download(ctx context.Context, spec *clientv3.ConfigSpec, path str
 	if err != nil {
 		return "", fmt.Errorf("could not open %s (%w)", part, err)
 	}
+	saved := false
 	defer func() {
-		if err != nil {
-			err = errors.Join(err, f.Close(), os.Remove(part))
+		if cerr := f.Close(); err == nil && cerr != nil {
+			err = fmt.Errorf("could not close %s: %w", part, cerr)
+		}
+		if !saved {
+			err = errors.Join(err, os.Remove(part))
 		}
 	}()
 	c.lg.Info("created temporary db file", zap.String("path", part))
@@ -111,7 +115,8 @@ func (c *call) download(ctx context.Context, spec *clientv3.ConfigSpec, path str
 	if err := os.Rename(part, path); err != nil {
 		return "", fmt.Errorf("could not rename %s to %s (%w)", part, path, err)
 	}
-	if err := errors.Join(f.Close(), syncDir(filepath.Dir(path))); err != nil {
+	saved = true
+	if err := syncDir(filepath.Dir(path)); err != nil {
 		return "", fmt.Errorf("could not fsync snapshot: %w", err)
 	}
 	c.lg.Info("saved", zap.String("path", path))
