@@ -3,6 +3,7 @@ module quorate/test
 go 1.26.0
 
 require (
+	go.etcd.io/bbolt v1.5.0
 	go.etcd.io/etcd/api/v3 v3.7.1
 	google.golang.org/grpc v1.85.0
 	google.golang.org/protobuf v1.36.12

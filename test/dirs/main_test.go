@@ -16,7 +16,7 @@ import (
 var (
 	seed  = flag.Uint64("seed", 0, "seed of the histories; 0 takes one from the clock")
 	turns = flag.Int("turns", 8, "how often a directory changes hands")
-	tears = flag.Int("tears", 6, "how many torn tails to try of each kind of directory")
+	tears = flag.Int("tears", 3, "how many torn tails to try of each kind of directory")
 )
 
 func TestMain(m *testing.M) { harness.Main(m) }
