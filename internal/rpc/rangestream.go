@@ -3,6 +3,8 @@ package rpc
 import (
 	"bytes"
 	"encoding/binary"
+	"sync"
+	"time"
 
 	"quorate/internal/kv"
 	"quorate/internal/mvcc"
@@ -13,6 +15,9 @@ import (
 	"google.golang.org/grpc/status"
 )
 
+// viewHold is how long a RangeStream reads from one view.
+const viewHold = 5 * time.Second
+
 // chunkKeys is how many keys the first message of a RangeStream holds.
 const chunkKeys = 10
 
@@ -20,8 +25,10 @@ const chunkKeys = 10
 // are the response of a Range. All pieces are read at the revision that the store had at
 // the first; only the last has the header, the count and more.
 //
-// A view is held for one piece at a time, so that a slow client keeps nothing; if the
-// revision is compacted before the last piece, the stream ends with that error.
+// The pieces are read from one view, in which what comes after a piece is counted without
+// a walk. A client that takes longer than viewHold to read its pieces gets the rest from
+// later views, so that it keeps nothing alive; if the revision has been compacted by
+// then, the stream ends with that error.
 func (k kvService) rangeStream(stream grpc.ServerStream, c *call) error {
 	r := &c.rng
 	if err := wire.DecodeRange(c.body, r); err != nil {
@@ -34,6 +41,9 @@ func (k kvService) rangeStream(stream grpc.ServerStream, c *call) error {
 		return err
 	}
 	p := pieces{kvService: k, stream: stream, c: c, left: r.Limit, size: chunkKeys}
+	expiry := time.AfterFunc(viewHold, p.release)
+	defer p.release()
+	defer expiry.Stop()
 	for {
 		done, err := p.send(r)
 		if done || err != nil {
@@ -68,6 +78,10 @@ type pieces struct {
 	count int64  // keys sent
 	rev   int64  // of the store at the first piece
 	last  []byte // key sent
+
+	mu      sync.Mutex // while the view is read
+	view    *mvcc.View // nil: not taken yet, or released
+	expired bool       // the view is not to be kept any more
 }
 
 // send sends the next piece and moves r behind it.
@@ -110,8 +124,17 @@ func (p *pieces) send(r *kv.Range) (done bool, err error) {
 
 // read appends the keys of r to the reply.
 func (p *pieces) read(r *kv.Range) (n int64, found mvcc.Found, err error) {
-	v := p.View()
-	defer v.Release()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	v := p.view
+	if v == nil {
+		v = p.View()
+		if p.expired {
+			defer v.Release()
+		} else {
+			p.view = v
+		}
+	}
 	if p.rev == 0 {
 		p.rev = v.Rev()
 		if r.Revision <= 0 {
@@ -127,6 +150,17 @@ func (p *pieces) read(r *kv.Range) (n int64, found mvcc.Found, err error) {
 		b.keyValue(keyValue)
 	})
 	return n, found, err
+}
+
+// release gives the view back and keeps no other.
+func (p *pieces) release() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.expired = true
+	if p.view != nil {
+		p.view.Release()
+		p.view = nil
+	}
 }
 
 // nextSize moves the number of keys of a piece towards pieces of target bytes. Only a
