@@ -13,8 +13,8 @@ import (
 // to its events by number.
 type batch struct {
 	// Constant once the batch is in a queue.
-	events  []event
-	viewRev int64 // of the view that history was read from; 0 for live events
+	events []event
+	upTo   int64 // the revision up to which history was read for it; 0 for live events
 
 	// plain is the events in wire form; nil once the ring has dropped the batch. prev is
 	// the same with previous values, made by the first who needs it.

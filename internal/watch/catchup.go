@@ -64,7 +64,7 @@ func (c *catchUp) step() bool {
 	}
 	b := m.finish(&h.ring)
 	if b != nil {
-		b.viewRev = rev
+		b.upTo = hi
 	}
 	for part := range slices.Chunk(c.taken, deliverMax) {
 		h.mu.Lock()

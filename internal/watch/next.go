@@ -141,8 +141,10 @@ func (s *Stream) assemble() [][]byte {
 // the ring has dropped, which the watcher is to read from history. It returns the
 // header's revision and the number of events.
 //
-// The revision is that of the view that history was read from, for live events that of
-// the last one, as etcd has it.
+// The revision is one up to which the watcher has now got everything: for history the
+// one up to which it was read, which is the store's when the watcher has caught up, and
+// for live events that of the last one. This is as in etcd, but that etcd tells the
+// store's revision before the watcher has caught up with it, too.
 func (s *Stream) choose() (rev int64, count int) {
 	h, w := s.hub, s.taken[0].w
 	prev := w.group.flags&withPrev != 0
@@ -168,13 +170,14 @@ func (s *Stream) choose() (rev int64, count int) {
 		if fit > 0 {
 			s.pieces = append(s.pieces, piece{enc, wanted[:fit]})
 			count += fit
-			rev = max(last, b.viewRev)
+			rev = last
 		}
 		if fit < len(wanted) {
 			e.from += int32(fit)
 			s.putBack(n)
 			return rev, count
 		}
+		rev = max(rev, b.upTo)
 	}
 	return rev, count
 }

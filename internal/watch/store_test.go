@@ -141,3 +141,9 @@ func decode(parts [][]byte) *pb.WatchResponse {
 	}
 	return r
 }
+
+func (s *store) revision() int64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.rev
+}

@@ -110,15 +110,7 @@ func runTwin(seed uint64, steps int, counts *twinCounts) (err error) {
 	}
 	t.h = newHub(opts, l)
 	t.c = catchUp{hub: t.h}
-	defer func() {
-		if p := recover(); p != nil {
-			if e, ok := p.(twinError); ok {
-				err = errors.New(string(e))
-				return
-			}
-			panic(fmt.Sprintf("seed %d: %v", seed, p))
-		}
-	}()
+	defer catch(&err)
 	for range steps {
 		t.step()
 	}
@@ -128,6 +120,17 @@ func runTwin(seed uint64, steps int, counts *twinCounts) (err error) {
 }
 
 type twinError string
+
+// catch turns what failf threw into an error.
+func catch(err *error) {
+	switch p := recover().(type) {
+	case nil:
+	case twinError:
+		*err = errors.New(string(p))
+	default:
+		panic(p)
+	}
+}
 
 func (t *twin) failf(format string, args ...any) {
 	panic(twinError(fmt.Sprintf(format, args...)))
@@ -237,11 +240,11 @@ func (t *twin) create() {
 	switch r.IntN(6) {
 	case 0, 1:
 	case 2:
-		c.Start = t.st.rev + int64(r.IntN(6))
+		c.Start = t.st.revision() + int64(r.IntN(6))
 	case 3:
 		c.Start = -int64(r.IntN(3))
 	default:
-		c.Start = 1 + r.Int64N(t.st.rev)
+		c.Start = 1 + r.Int64N(t.st.revision())
 	}
 	if r.IntN(3) == 0 {
 		c.ID = int64(r.IntN(4))
@@ -345,7 +348,7 @@ func (t *twin) check(s *twinStream, r *pb.WatchResponse) {
 		if w.over || !r.Canceled || r.Header.Revision != 0 || len(r.Events) > 0 {
 			t.failf("compacted %v", r)
 		}
-		if next := max(w.from, w.last+1, w.header+1); next >= r.CompactRevision || r.CompactRevision > t.st.compact {
+		if next := max(w.from, w.last+1); next >= r.CompactRevision || r.CompactRevision > t.st.compact {
 			t.failf("watcher %+v: %v, compacted is %d", w, r, t.st.compact)
 		}
 		w.over = true
@@ -442,9 +445,13 @@ func (t *twin) checkEvents(w *twinWatcher, r *pb.WatchResponse) {
 	}
 	w.got += len(r.Events)
 	w.last = last.Rev.Main
-	if r.Header.Revision < w.last || r.Header.Revision > t.st.rev {
+	if r.Header.Revision < max(w.last, w.header) || r.Header.Revision > t.st.rev {
 		t.failf("watcher %+v: header revision %d, last event %d", w, r.Header.Revision, w.last)
 	}
+	if !r.Fragment && w.got < len(owed) && owed[w.got].Rev.Main <= r.Header.Revision {
+		t.failf("watcher %+v: header revision %d ahead of event %v", w, r.Header.Revision, owed[w.got].Rev)
+	}
+	w.header = r.Header.Revision
 	if r.Fragment {
 		t.counts.Fragments++
 	}
