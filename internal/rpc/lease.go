@@ -1,11 +1,316 @@
 package rpc
 
-import pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+import (
+	"context"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"time"
 
-// leaseService is etcdserverpb.Lease.
+	"quorate/internal/kv"
+	"quorate/internal/wire"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/encoding/protowire"
+	"google.golang.org/protobuf/proto"
+)
+
+// leaseService is etcdserverpb.Lease. Its handlers write their answers in wire form, so
+// that a list of a million leases is held once, and under the bound of all replies.
 type leaseService struct {
-	pb.UnimplementedLeaseServer
 	*services
+	listing chan struct{} // has room for the one LeaseLeases call that is at work
 }
 
-func newLease(s *services) pb.LeaseServer { return leaseService{services: s} }
+func newLease(s *services) leaseService {
+	return leaseService{services: s, listing: make(chan struct{}, 1)}
+}
+
+func leaseServiceDesc() *grpc.ServiceDesc {
+	method := func(name string, h func(leaseService, grpc.ServerStream, *call) error) grpc.StreamDesc {
+		return grpc.StreamDesc{StreamName: name, Handler: func(srv any, stream grpc.ServerStream) error {
+			s := srv.(leaseService)
+			return kvService{s.services}.serve(stream, func(_ kvService, stream grpc.ServerStream, c *call) error {
+				return h(s, stream, c)
+			})
+		}}
+	}
+	return &grpc.ServiceDesc{
+		ServiceName: "etcdserverpb.Lease",
+		HandlerType: (*any)(nil),
+		Streams: []grpc.StreamDesc{
+			method("LeaseGrant", leaseService.grant),
+			method("LeaseRevoke", leaseService.revoke),
+			method("LeaseTimeToLive", leaseService.timeToLive),
+			method("LeaseLeases", leaseService.leases),
+			{
+				StreamName:    "LeaseKeepAlive",
+				Handler:       func(srv any, stream grpc.ServerStream) error { return srv.(leaseService).keepAlive(stream) },
+				ServerStreams: true,
+				ClientStreams: true,
+			},
+		},
+		Metadata: "rpc.proto",
+	}
+}
+
+// decode reads a request that is rare enough for protobuf-go.
+func decode(c *call, m proto.Message) error {
+	if proto.Unmarshal(c.body, m) != nil {
+		return malformed(wire.ErrMalformed)
+	}
+	return nil
+}
+
+func (s leaseService) grant(stream grpc.ServerStream, c *call) error {
+	var r pb.LeaseGrantRequest
+	if err := decode(c, &r); err != nil {
+		return err
+	}
+	body := c.body
+	if r.ID == int64(kv.NoLease) {
+		r.ID = s.newID()
+		var err error
+		if body, err = proto.Marshal(&r); err != nil {
+			return err
+		}
+	}
+	return s.propose(stream, c, wire.FieldLeaseGrant, body)
+}
+
+// newID picks an id, above zero, that no lease has.
+func (s leaseService) newID() int64 {
+	for {
+		if id := rand.Int64(); id > 0 && !s.Leases().Exists(kv.LeaseID(id)) {
+			return id
+		}
+	}
+}
+
+func (s leaseService) revoke(stream grpc.ServerStream, c *call) error {
+	var r pb.LeaseRevokeRequest
+	if err := decode(c, &r); err != nil {
+		return err
+	}
+	return s.propose(stream, c, wire.FieldLeaseRevoke, c.body)
+}
+
+func (s leaseService) propose(stream grpc.ServerStream, c *call, field wire.Field, body []byte) error {
+	res, err := s.Propose(stream.Context(), field, body)
+	if err != nil {
+		return err
+	}
+	return kvService{s.services}.answer(stream, c, res)
+}
+
+// timeToLive answers for a lease that does not exist with a TTL of -1.
+func (s leaseService) timeToLive(stream grpc.ServerStream, c *call) error {
+	var r pb.LeaseTimeToLiveRequest
+	if err := decode(c, &r); err != nil {
+		return err
+	}
+	ctx := stream.Context()
+	if err := s.ReadIndex(ctx); err != nil {
+		return err
+	}
+	ttl, granted := int64(-1), int64(0)
+	var keys [][]byte
+	err := s.untilPromoted(ctx, func() error {
+		info, err := s.Leases().Lookup(kv.LeaseID(r.ID), r.Keys, time.Now())
+		if err == nil {
+			ttl, granted, keys = info.Remaining, info.Granted, info.Keys
+		}
+		return err
+	})
+	if err != nil && !errors.Is(err, kv.ErrLeaseNotFound) {
+		return err
+	}
+	s.begin(c)
+	b := appendInt(c.reply.room(3*fieldOverhead), 2, r.ID)
+	c.reply.cur = appendInt(appendInt(b, 3, ttl), 4, granted)
+	for _, key := range keys {
+		b := protowire.AppendTag(c.reply.room(len(key)+fieldOverhead), 5, protowire.BytesType)
+		if c.reply.err != nil {
+			return c.reply.err
+		}
+		c.reply.cur = protowire.AppendBytes(b, key)
+	}
+	return s.send(stream, c)
+}
+
+// leases lists the leases that this member knows of.
+func (s leaseService) leases(stream grpc.ServerStream, c *call) error {
+	if err := decode(c, &pb.LeaseLeasesRequest{}); err != nil {
+		return err
+	}
+	select {
+	case s.listing <- struct{}{}:
+	case <-stream.Context().Done():
+		return stream.Context().Err()
+	}
+	err := s.list(c)
+	<-s.listing
+	if err != nil {
+		return err
+	}
+	return s.send(stream, c)
+}
+
+func (s leaseService) list(c *call) error {
+	s.begin(c)
+	for _, id := range s.Leases().List() {
+		b := protowire.AppendTag(c.reply.room(fieldOverhead), 2, protowire.BytesType)
+		if c.reply.err != nil {
+			return c.reply.err
+		}
+		b = append(b, byte(1+protowire.SizeVarint(uint64(id))))
+		c.reply.cur = appendInt(b, 1, int64(id))
+	}
+	return c.reply.err
+}
+
+// begin starts the answer with a header as of now.
+func (s leaseService) begin(c *call) {
+	h := s.header(s.revision())
+	c.reply.cur = wire.AppendHeader(c.reply.room(headerMax), &h)
+}
+
+func (s leaseService) send(stream grpc.ServerStream, c *call) error {
+	if c.reply.err != nil {
+		return c.reply.err
+	}
+	return stream.SendMsg(&c.reply)
+}
+
+// revision is the store's now.
+func (s leaseService) revision() int64 {
+	v := s.View()
+	defer v.Release()
+	return v.Rev()
+}
+
+// appendInt appends an int64 field, which proto3 leaves out if zero.
+func appendInt(b []byte, num protowire.Number, v int64) []byte {
+	if v == 0 {
+		return b
+	}
+	return protowire.AppendVarint(protowire.AppendTag(b, num, protowire.VarintType), uint64(v))
+}
+
+// keepAlive renews leases as they are named, one after the other, until the client has
+// no more. The goroutine that receives ends with the stream, at the latest when this has
+// returned.
+func (s leaseService) keepAlive(stream grpc.ServerStream) error {
+	ended := make(chan error, 1)
+	go func() { ended <- s.renewals(stream) }()
+	select {
+	case err := <-ended:
+		return err
+	case <-stream.Context().Done():
+		return stream.Context().Err()
+	}
+}
+
+func (s leaseService) renewals(stream grpc.ServerStream) error {
+	var req request
+	defer req.free()
+	for {
+		switch err := stream.RecvMsg(&req); {
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+		id, ok := keepAliveID(req.body)
+		req.free()
+		if !ok {
+			return status.Errorf(codes.Internal, "grpc: failed to unmarshal the received message: proto: %v", wire.ErrMalformed)
+		}
+		// The header is as of before the renewal: a lease that was revoked at a revision
+		// must not seem to have been renewed after it.
+		h := s.header(s.revision())
+		ttl, err := s.renew(stream.Context(), id)
+		if err != nil && !errors.Is(err, kv.ErrLeaseNotFound) {
+			return err
+		}
+		b := wire.AppendHeader(make([]byte, 0, headerMax+2*fieldOverhead), &h)
+		b = appendInt(appendInt(b, 2, int64(id)), 3, ttl)
+		if err := stream.SendMsg(Frame{b}); err != nil {
+			return err
+		}
+	}
+}
+
+// renew returns the TTL that lease id has again; 0 and kv.ErrLeaseNotFound if there is no
+// such lease.
+func (s leaseService) renew(ctx context.Context, id kv.LeaseID) (ttl int64, err error) {
+	err = s.untilPromoted(ctx, func() (err error) {
+		if ttl, err = s.RenewLease(ctx, id); !errors.Is(err, kv.ErrLeaseNotFound) {
+			return err
+		}
+		// It may have been granted, but not applied here yet.
+		if err := s.ReadIndex(ctx); err != nil {
+			return err
+		}
+		ttl, err = s.RenewLease(ctx, id)
+		return err
+	})
+	if err != nil {
+		ttl = 0
+	}
+	return ttl, err
+}
+
+// keepAliveID is the id in a LeaseKeepAliveRequest.
+func keepAliveID(b []byte) (id kv.LeaseID, ok bool) {
+	for len(b) > 0 {
+		num, typ, n := protowire.ConsumeTag(b)
+		if n < 0 {
+			return 0, false
+		}
+		b = b[n:]
+		if num == 1 && typ == protowire.VarintType {
+			var v uint64
+			if v, n = protowire.ConsumeVarint(b); n >= 0 {
+				id = kv.LeaseID(v)
+			}
+		} else {
+			n = protowire.ConsumeFieldValue(num, typ, b)
+		}
+		if n < 0 {
+			return 0, false
+		}
+		b = b[n:]
+	}
+	return id, true
+}
+
+// promotionPoll is how often a call looks whether a leader keeps the leases' time.
+const promotionPoll = 20 * time.Millisecond
+
+// untilPromoted calls f until it has another answer than kv.ErrNotLeader, as at the start
+// before a leader is elected. After etcd's request timeout it returns kv.ErrTimeout.
+func (s leaseService) untilPromoted(ctx context.Context, f func() error) error {
+	err := f()
+	if !errors.Is(err, kv.ErrNotLeader) {
+		return err
+	}
+	timeout := time.NewTimer(5*time.Second + 2*s.opts.ElectionTimeout)
+	defer timeout.Stop()
+	poll := time.NewTicker(promotionPoll)
+	defer poll.Stop()
+	for errors.Is(err, kv.ErrNotLeader) {
+		select {
+		case <-poll.C:
+			err = f()
+		case <-timeout.C:
+			return kv.ErrTimeout
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return err
+}

@@ -152,7 +152,7 @@ func (s *Server) registerAll() {
 	c := s.services
 	c.register(s.grpc, kvServiceDesc(), kvService{c})
 	c.register(s.grpc, &pb.Watch_ServiceDesc, newWatch(c))
-	c.register(s.grpc, &pb.Lease_ServiceDesc, newLease(c))
+	c.register(s.grpc, leaseServiceDesc(), newLease(c))
 	c.register(s.grpc, &pb.Maintenance_ServiceDesc, maintenance{services: c})
 	c.register(s.grpc, &pb.Cluster_ServiceDesc, cluster{services: c})
 	c.register(s.grpc, &pb.Auth_ServiceDesc, auth{services: c})
