@@ -164,6 +164,7 @@ const (
 	defaultCluster    = defaultName + "=" + defaultPeerURL
 	electionMax       = 50 * time.Second
 	quotaWarnBytes    = 8 << 30
+	warnUnaryDefault  = 300 * time.Millisecond
 	progressDefault   = 10 * time.Minute
 	raftTimeoutLeast  = 5 * time.Second
 	requestOverhead   = 512 << 10
@@ -216,7 +217,7 @@ func Default() *Config {
 		GRPCKeepAliveTimeout:   20 * time.Second,
 		EnableGateway:          true,
 		ProgressNotifyInterval: progressDefault,
-		WarnUnaryDuration:      300 * time.Millisecond,
+		WarnUnaryDuration:      warnUnaryDefault,
 		WarnApplyDuration:      100 * time.Millisecond,
 		AutoTLSYears:           1,
 		TLS:                    tlsconf.Protocol{MinVersion: "TLS1.2"},
@@ -320,6 +321,9 @@ func (c *Config) finish(notes *notes) {
 	}
 	if c.AutoTLSYears == 0 {
 		c.AutoTLSYears = 1
+	}
+	if c.WarnUnaryDuration == 0 {
+		c.WarnUnaryDuration = warnUnaryDefault
 	}
 	if c.ProgressNotifyInterval <= 0 {
 		c.ProgressNotifyInterval = progressDefault

@@ -306,7 +306,7 @@ socket-options:
 		t.Error("feature gates of the file are not set")
 	}
 	var buf bytes.Buffer
-	p.Log(slog.New(slog.NewTextHandler(&buf, nil)))
+	p.LogNotes(slog.New(slog.NewTextHandler(&buf, nil)))
 	for _, s := range []string{"loaded server configuration", "key=proxy", "key=cert-file", "experimental-max-learners is an older name"} {
 		if !strings.Contains(buf.String(), s) {
 			t.Errorf("no note %q in\n%s", s, &buf)
@@ -333,7 +333,7 @@ func TestPrecedence(t *testing.T) {
 		t.Errorf("name %s, pre-vote %v", p.Name, p.PreVote)
 	}
 	var buf bytes.Buffer
-	p.Log(slog.New(slog.NewTextHandler(&buf, nil)))
+	p.LogNotes(slog.New(slog.NewTextHandler(&buf, nil)))
 	for _, s := range []string{"shadowed", "ETCD_FOO=1", "recognized and used environment variable"} {
 		if !strings.Contains(buf.String(), s) {
 			t.Errorf("no note %q in\n%s", s, &buf)

@@ -81,8 +81,8 @@ func Parse(args, environ []string) (*Parsed, error) {
 	return p, nil
 }
 
-// Log writes what was noticed while the configuration was read, when there was no logger.
-func (p *Parsed) Log(log *slog.Logger) {
+// LogNotes writes what was noticed while the configuration was read, when there was no logger.
+func (p *Parsed) LogNotes(log *slog.Logger) {
 	for _, n := range p.notes {
 		log.Log(context.Background(), n.level, n.text, n.args...)
 	}
