@@ -1,49 +1,268 @@
 // Package node builds a member from its parts and owns them all: it is the only package
 // that knows every other one.
+//
+// A write passes four owners, once each and in one direction:
+//
+//	Propose ─▶ consensus loop ─▶ log writer ─▶ consensus loop ─▶ applier ─▶ reply
+//	           (loop.go)         (append.go)                     (apply.go)
+//
+// The keeper (keeper.go) looks after what time brings: leases that end, space, automatic
+// compaction. Close ends them in the order of the arrows, so that none is handed work
+// after its end.
 package node
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
 
+	"quorate/internal/consensus"
 	"quorate/internal/fsm"
 	"quorate/internal/kv"
 	"quorate/internal/lease"
+	"quorate/internal/membership"
+	"quorate/internal/metrics"
 	"quorate/internal/mvcc"
+	"quorate/internal/vfs"
+	"quorate/internal/wal"
 	"quorate/internal/watch"
 	"quorate/internal/wire"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
 )
 
-// Node is a running member.
-type Node struct{}
+// Version is the release of etcd whose API and formats the member speaks; clients and
+// peers see it as the server's version.
+const Version = "3.7.1"
 
-// Propose replicates one request and returns once this member has applied it. body is
-// the request message in wire form, field its place in InternalRaftRequest. Errors that
-// the state machine answers with are in Result.Err; the error is about the fate of the
-// proposal itself: kv.ErrTooLarge, kv.ErrTooManyRequests, kv.ErrNoSpace, kv.ErrTimeout,
-// kv.ErrStopped or ctx's.
-func (n *Node) Propose(ctx context.Context, field wire.Field, body []byte) (fsm.Result, error) {
-	panic("unbuilt")
+var serverVersion = membership.Version{Major: 3, Minor: 7, Patch: 1}
+
+// Config is what a member is built from. Every field must be set unless it says more.
+type Config struct {
+	Name    string
+	DataDir string
+	WALDir  string // "": below DataDir
+
+	PeerURLs            []string // this member's, as the others are to reach it
+	ClientURLs          []string // this member's, as clients are to reach it
+	InitialCluster      string   // name=url,name=url: the members of a new cluster
+	InitialClusterToken string
+	ForceNewCluster     bool // go on alone on the data of a larger cluster
+
+	Tick          time.Duration // heartbeat interval
+	ElectionTicks int           // election timeout in ticks
+	PreVote       bool
+
+	SnapshotCount   uint64 // entries between two marks that bound the log
+	QuotaBytes      int64  // 0: 2 GiB; below 0: none
+	MaxRequestBytes int
+	NoSync          bool
+
+	ProgressInterval time.Duration // of watches
+	FragmentBytes    int           // of watch responses
+
+	Compaction Compaction
+
+	Metrics *metrics.Set
+	Logger  *slog.Logger
 }
 
-// ReadIndex returns once a View taken afterwards holds everything that was acknowledged
-// anywhere before the call.
-func (n *Node) ReadIndex(ctx context.Context) error { panic("unbuilt") }
+// quotaDefault is etcd's quota when none is given, in bytes.
+const quotaDefault = 2 << 30
 
-func (n *Node) View() *mvcc.View      { panic("unbuilt") }
-func (n *Node) Store() *mvcc.Store    { panic("unbuilt") }
-func (n *Node) Watch() *watch.Hub     { panic("unbuilt") }
-func (n *Node) Leases() *lease.Lessor { panic("unbuilt") }
+// quota is the effective quota in bytes, 0 for none.
+func (c *Config) quota() int64 {
+	switch {
+	case c.QuotaBytes < 0:
+		return 0
+	case c.QuotaBytes == 0:
+		return quotaDefault
+	}
+	return c.QuotaBytes
+}
 
-// Identity of the member, constant.
-func (n *Node) ClusterID() uint64 { panic("unbuilt") }
-func (n *Node) MemberID() uint64  { panic("unbuilt") }
+func (c *Config) electionTimeout() time.Duration {
+	return time.Duration(c.ElectionTicks) * c.Tick
+}
 
-// Term is the raft term now.
-func (n *Node) Term() uint64 { panic("unbuilt") }
+// requestTimeout is how long a proposal or a linearizable read may take, as etcd's.
+func (c *Config) requestTimeout() time.Duration { return 5*time.Second + 2*c.electionTimeout() }
 
-// Status is a snapshot of where the member stands.
+// Node is a running member.
+type Node struct {
+	cfg Config
+	log *slog.Logger
+	met *metrics.Set
+
+	// Constant after Start.
+	id        uint64
+	clusterID uint64
+	wal       *wal.Log
+	store     *mvcc.Store
+	leases    *lease.Lessor
+	cluster   *membership.Cluster
+	alarms    *fsm.Alarms
+	hub       *watch.Hub
+
+	// Owned by the consensus loop.
+	core      *consensus.Core
+	appending int  // Appends with the log writer
+	leading   bool // whether the leases were told that this member leads
+	reads     reads
+
+	// Owned by the log writer.
+	hard       *raftpb.HardState // last written
+	appendErrs error
+
+	// Owned by the applier.
+	machine *fsm.Machine
+	answers []answer // scratch
+
+	// Owned by the flusher: the last entry that a mark in the log stands for.
+	lastMark uint64
+
+	proposals proposals
+	inbox     mailbox[arrival] // to the loop
+	appends   mailbox[logWork] // to the log writer
+	applies   mailbox[*raftpb.Message]
+
+	// As of the loop's last turn; anyone may look.
+	term      atomic.Uint64
+	leader    atomic.Uint64
+	committed atomic.Uint64
+	alone     atomic.Bool // consensus.Core.Alone
+	learner   atomic.Bool
+	memberAt  atomic.Uint64 // last entry that changed the membership
+
+	leasesLoaded chan struct{}
+	raising      atomic.Bool // the NOSPACE alarm is being raised
+
+	requestSeconds map[wire.Field]*metrics.Histogram
+
+	lifecycle
+}
+
+// lifecycle starts and ends a Node's goroutines.
+type lifecycle struct {
+	ctx    context.Context // ends with the node
+	cancel context.CancelFunc
+
+	ready     chan struct{}
+	readyOnce sync.Once
+
+	failed   chan struct{}
+	failOnce sync.Once
+	failure  error
+
+	stopLoop, stopAppend, stopApply chan struct{}
+	loopDone, appendDone, applyDone chan struct{}
+	keeperDone                      chan struct{}
+	leads                           chan struct{}  // a token when leadership begins
+	background                      sync.WaitGroup // short work that nobody waits for
+
+	closeOnce sync.Once
+	closeErr  error
+}
+
+func newLifecycle() lifecycle {
+	ctx, cancel := context.WithCancel(context.Background())
+	return lifecycle{
+		ctx: ctx, cancel: cancel,
+		ready: make(chan struct{}), failed: make(chan struct{}),
+		stopLoop: make(chan struct{}), stopAppend: make(chan struct{}), stopApply: make(chan struct{}),
+		loopDone: make(chan struct{}), appendDone: make(chan struct{}), applyDone: make(chan struct{}),
+		keeperDone: make(chan struct{}), leads: make(chan struct{}, 1),
+	}
+}
+
+// fail ends the member because it cannot keep its promises any more. The owner that
+// called it must not go on with what failed.
+func (n *Node) fail(err error) {
+	n.failOnce.Do(func() {
+		n.log.Error("the member cannot go on and stops", "error", err)
+		n.failure = err
+		close(n.failed)
+	})
+}
+
+// Ready is closed once the member can serve clients.
+func (n *Node) Ready() <-chan struct{} { return n.ready }
+
+// Failed is closed once the member cannot go on; Err then says why. The process must
+// stop: what was acknowledged is on disk, and nothing more will be.
+func (n *Node) Failed() <-chan struct{} { return n.failed }
+
+// Err is why the member failed, nil before Failed is closed.
+func (n *Node) Err() error {
+	select {
+	case <-n.failed:
+		return n.failure
+	default:
+		return nil
+	}
+}
+
+// Close ends the member: proposals that wait get kv.ErrStopped, what was applied is
+// flushed. It returns once every goroutine is gone.
+func (n *Node) Close() error {
+	n.closeOnce.Do(func() {
+		n.proposals.close(kv.ErrStopped)
+		n.cancel()
+		<-n.keeperDone
+		n.background.Wait()
+		n.hub.Close()
+		// The loop first, so that nothing new reaches the log; then the log, so that
+		// nothing more is committed; then the applier, and last what they stand on.
+		close(n.stopLoop)
+		<-n.loopDone
+		close(n.stopAppend)
+		<-n.appendDone
+		close(n.stopApply)
+		<-n.applyDone
+		n.closeErr = errors.Join(wrap("close store", n.store.Close()), wrap("close log", n.wal.Close()))
+	})
+	return n.closeErr
+}
+
+func wrap(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", doing, err)
+}
+
+// ---- what the services ask ----
+
+// ClusterID and MemberID are the member's identity, constant.
+func (n *Node) ClusterID() uint64 { return n.clusterID }
+func (n *Node) MemberID() uint64  { return n.id }
+
+// Term and Leader (0: none) are Raft's now, IsLearner whether this member has no vote.
+func (n *Node) Term() uint64    { return n.term.Load() }
+func (n *Node) Leader() uint64  { return n.leader.Load() }
+func (n *Node) IsLearner() bool { return n.learner.Load() }
+
+func (n *Node) View() *mvcc.View             { return n.store.View() }
+func (n *Node) Store() *mvcc.Store           { return n.store }
+func (n *Node) Watch() *watch.Hub            { return n.hub }
+func (n *Node) Cluster() *membership.Cluster { return n.cluster }
+
+// Leases returns the leases. It waits while they are being read after the start.
+func (n *Node) Leases() *lease.Lessor {
+	select {
+	case <-n.leasesLoaded:
+	case <-n.ctx.Done(): // whoever asks is about to hear that the member stops
+	}
+	return n.leases
+}
+
+// Status is where the member stands.
 type Status struct {
 	Leader    uint64 // 0: none
 	Term      uint64
@@ -54,20 +273,107 @@ type Status struct {
 	// ClusterVersion is "" until it is decided; StorageVersion is the data directory's.
 	ClusterVersion string
 	StorageVersion string
-	QuotaBytes     int64
+	QuotaBytes     int64 // 0: none
 }
 
-func (n *Node) Status() Status { panic("unbuilt") }
+// Status returns where the member stands now, without asking others.
+func (n *Node) Status() Status {
+	v := n.store.View()
+	defer v.Release()
+	return Status{
+		Leader:         n.leader.Load(),
+		Term:           n.term.Load(),
+		Index:          n.committed.Load(),
+		Applied:        v.Applied(),
+		IsLearner:      n.learner.Load(),
+		Alarms:         n.alarms.List(pb.AlarmType_NONE),
+		ClusterVersion: n.cluster.State().Version.String(),
+		StorageVersion: n.cluster.State().Version.String(),
+		QuotaBytes:     n.cfg.quota(),
+	}
+}
 
 // Members is the membership now, by id.
-func (n *Node) Members() []*pb.Member { panic("unbuilt") }
+func (n *Node) Members() []*pb.Member {
+	var list []*pb.Member
+	for _, m := range n.cluster.State().Members {
+		list = append(list, &pb.Member{
+			ID: uint64(m.ID), Name: m.Name, PeerURLs: m.PeerURLs, ClientURLs: m.ClientURLs, IsLearner: m.IsLearner,
+		})
+	}
+	return list
+}
 
-// RenewLease is LeaseKeepAlive: the new TTL, or kv.ErrLeaseNotFound.
-func (n *Node) RenewLease(ctx context.Context, id kv.LeaseID) (int64, error) { panic("unbuilt") }
+// RenewLease is LeaseKeepAlive: it returns the lease's TTL in seconds, or
+// kv.ErrLeaseNotFound. A lease that is over but not revoked yet is not renewed: the call
+// waits for its end.
+func (n *Node) RenewLease(ctx context.Context, id kv.LeaseID) (int64, error) {
+	for {
+		ttl, err := n.Leases().Renew(id, time.Now())
+		if !errors.Is(err, lease.ErrExpired) {
+			if err == nil {
+				n.met.LeasesRenewed.Inc()
+			}
+			return ttl, err
+		}
+		select {
+		case <-time.After(renewRetry):
+		case <-ctx.Done():
+			return 0, ctx.Err()
+		case <-n.ctx.Done():
+			return 0, kv.ErrStopped
+		}
+	}
+}
 
-// MoveLeader hands leadership to a voter. kv.ErrNotLeader, kv.ErrBadTransferee.
-func (n *Node) MoveLeader(ctx context.Context, to uint64) error { panic("unbuilt") }
+// renewRetry is how often a renewal looks whether an expired lease is revoked by now.
+const renewRetry = 50 * time.Millisecond
 
-// Ready is closed once the member can serve clients; Failed once it cannot go on.
-func (n *Node) Ready() <-chan struct{}  { panic("unbuilt") }
-func (n *Node) Failed() <-chan struct{} { panic("unbuilt") }
+// MoveLeader hands leadership to a voter: kv.ErrNotLeader, kv.ErrBadTransferee,
+// kv.ErrTimeout.
+func (n *Node) MoveLeader(ctx context.Context, to uint64) error {
+	if n.leader.Load() != n.id {
+		return kv.ErrNotLeader
+	}
+	if m, ok := n.cluster.State().Member(membership.ID(to)); !ok || m.IsLearner {
+		return kv.ErrBadTransferee
+	}
+	n.inbox.put(arrival{call: func(c *consensus.Core) { c.TransferLeader(to) }})
+	deadline := time.Now().Add(n.cfg.electionTimeout())
+	for n.leader.Load() != to {
+		if time.Now().After(deadline) {
+			return kv.ErrTimeout
+		}
+		select {
+		case <-time.After(n.cfg.Tick):
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-n.ctx.Done():
+			return kv.ErrStopped
+		}
+	}
+	return nil
+}
+
+// raftLogger passes Raft's own lines on; what it calls fatal is fatal.
+type raftLogger struct{ log *slog.Logger }
+
+var _ raft.Logger = raftLogger{}
+
+func (l raftLogger) Debug(v ...any)            { l.log.Debug(fmt.Sprint(v...)) }
+func (l raftLogger) Debugf(f string, v ...any) { l.log.Debug(fmt.Sprintf(f, v...)) }
+func (l raftLogger) Info(v ...any)             { l.log.Info(fmt.Sprint(v...)) }
+func (l raftLogger) Infof(f string, v ...any)  { l.log.Info(fmt.Sprintf(f, v...)) }
+func (l raftLogger) Warning(v ...any)          { l.log.Warn(fmt.Sprint(v...)) }
+func (l raftLogger) Warningf(f string, v ...any) {
+	l.log.Warn(fmt.Sprintf(f, v...))
+}
+func (l raftLogger) Error(v ...any)            { l.log.Error(fmt.Sprint(v...)) }
+func (l raftLogger) Errorf(f string, v ...any) { l.log.Error(fmt.Sprintf(f, v...)) }
+func (l raftLogger) Fatal(v ...any)            { l.Panic(v...) }
+func (l raftLogger) Fatalf(f string, v ...any) { l.Panicf(f, v...) }
+func (l raftLogger) Panic(v ...any)            { panic("raft: " + fmt.Sprint(v...)) }
+func (l raftLogger) Panicf(f string, v ...any) { panic("raft: " + fmt.Sprintf(f, v...)) }
+
+// realFS is where a member keeps its log.
+var realFS vfs.FS = vfs.OS()

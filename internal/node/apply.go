@@ -1,0 +1,92 @@
+package node
+
+import (
+	"fmt"
+	"time"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+)
+
+// applyBatchMax is how many entries are applied before what they changed becomes visible
+// and their clients hear of it.
+const applyBatchMax = 256
+
+// apply is the applier: it owns the state machine. Committed entries are applied in
+// order, a batch at a time; then a view that holds the batch is published, the clients
+// get their answers, the watchers their events, and the loop its "applied".
+func (n *Node) apply() {
+	defer close(n.applyDone)
+	for {
+		select {
+		case <-n.stopApply:
+			return
+		case <-n.applies.wake:
+		}
+		for _, m := range n.applies.take() {
+			if err := n.applyMessage(m); err != nil {
+				n.fail(fmt.Errorf("apply: %w", err))
+				<-n.stopApply
+				return
+			}
+		}
+	}
+}
+
+func (n *Node) applyMessage(m *raftpb.Message) error {
+	done := &applied{message: m}
+	ents := m.Entries
+	for len(ents) > 0 {
+		batch := ents[:min(len(ents), applyBatchMax)]
+		if err := n.applyBatch(batch, done); err != nil {
+			return err
+		}
+		ents = ents[len(batch):]
+	}
+	n.inbox.put(arrival{applied: done})
+	return nil
+}
+
+// applyBatch applies entries and publishes what they changed. Changes of the membership
+// are added to done, for the loop to tell Raft.
+func (n *Node) applyBatch(ents []*raftpb.Entry, done *applied) error {
+	now := time.Now()
+	answers := n.answers[:0]
+	for _, e := range ents {
+		switch e.GetType() {
+		case raftpb.EntryNormal:
+			id, result, err := n.machine.Apply(e, now)
+			if err != nil {
+				return err
+			}
+			if id != 0 {
+				answers = append(answers, answer{id, result})
+			}
+		case raftpb.EntryConfChange:
+			var cc raftpb.ConfChange
+			if err := proto.Unmarshal(e.Data, &cc); err != nil {
+				return fmt.Errorf("entry %d, a change of the membership: %w", e.GetIndex(), err)
+			}
+			if ch, err := n.machine.ApplyConfChange(&cc); err != nil {
+				n.log.Warn("change of the membership refused", "index", e.GetIndex(), "error", err)
+				cc.NodeId = new(uint64(raft.None))
+			} else {
+				n.log.Info("membership changed", "type", ch.Type.String(), "member", ch.Member.ID.String(), "peer-urls", ch.Member.PeerURLs)
+				n.memberAt.Store(e.GetIndex())
+			}
+			done.changes = append(done.changes, &cc)
+		default:
+			return fmt.Errorf("entry %d has type %s, which this version does not know", e.GetIndex(), e.GetType())
+		}
+	}
+	last := ents[len(ents)-1]
+	n.store.Publish(last.GetIndex(), last.GetTerm())
+	n.proposals.finish(answers)
+	clear(answers)
+	n.answers = answers
+	if events := n.machine.TakeEvents(); len(events) > 0 {
+		n.hub.Publish(events, events[len(events)-1].Rev.Main)
+	}
+	return nil
+}

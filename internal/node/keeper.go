@@ -1,0 +1,136 @@
+package node
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"quorate/internal/kv"
+	"quorate/internal/membership"
+	"quorate/internal/wire"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/membershippb"
+	"google.golang.org/protobuf/proto"
+)
+
+const (
+	// keeperTick is how often the keeper looks around.
+	keeperTick = 500 * time.Millisecond
+	// expireMax bounds the leases that one look ends, so that many that fall due at
+	// once do not crowd out the clients; revokeWorkers how many revocations are in the
+	// log's way at a time. Both are etcd's.
+	expireMax     = 500
+	revokeWorkers = 16
+)
+
+// keep is the keeper: what time, rather than a client, brings about. It proposes like a
+// client.
+func (n *Node) keep() {
+	defer close(n.keeperDone)
+	ticker := time.NewTicker(keeperTick)
+	defer ticker.Stop()
+	compactor := newCompactor(n.cfg.Compaction, time.Now())
+	introduced := false
+	for {
+		select {
+		case <-n.ctx.Done():
+			return
+		case <-n.failed:
+			return
+		case <-n.leads:
+		case <-ticker.C:
+		}
+		if n.leader.Load() != n.id {
+			continue
+		}
+		if !introduced {
+			if err := n.introduce(); err != nil {
+				n.log.Warn("could not publish the member's name and version", "error", err)
+				continue
+			}
+			introduced = true
+			n.readyOnce.Do(func() { close(n.ready) })
+		}
+		n.expireLeases()
+		n.watchSpace()
+		n.compactBy(compactor)
+	}
+}
+
+// expireLeases proposes the revocation of leases that are over.
+func (n *Node) expireLeases() {
+	ids, _ := n.Leases().Expired(time.Now(), expireMax)
+	if len(ids) == 0 {
+		return
+	}
+	work := make(chan kv.LeaseID)
+	var workers sync.WaitGroup
+	for range min(revokeWorkers, len(ids)) {
+		workers.Go(func() {
+			for id := range work {
+				n.expireLease(id)
+			}
+		})
+	}
+	for _, id := range ids {
+		work <- id
+	}
+	close(work)
+	workers.Wait()
+}
+
+// expireLease proposes the revocation of one lease. Where that fails the lease is handed
+// out again a few seconds later.
+func (n *Node) expireLease(id kv.LeaseID) {
+	body, err := proto.Marshal(&pb.LeaseRevokeRequest{ID: int64(id)})
+	if err != nil {
+		panic("node: encode a revocation: " + err.Error()) // a number; cannot fail
+	}
+	res, err := n.Propose(n.ctx, wire.FieldLeaseRevoke, body)
+	switch {
+	case err == nil && res.Err == nil:
+		n.met.LeasesExpired.Inc()
+	case errors.Is(err, context.Canceled), errors.Is(err, kv.ErrStopped), errors.Is(res.Err, kv.ErrLeaseNotFound):
+		// The member stops, or the client was faster.
+	default:
+		n.log.Warn("could not revoke an expired lease", "lease", id.String(), "error", errors.Join(err, res.Err))
+	}
+}
+
+// introduce tells the cluster what this member is called and how clients reach it, and,
+// once for the cluster, which version it has. Nothing is proposed that is known already.
+func (n *Node) introduce() error {
+	state := n.cluster.State()
+	self, ok := state.Member(membership.ID(n.id))
+	if !ok {
+		return kv.ErrMemberNotFound
+	}
+	if self.Name != n.cfg.Name || !slices.Equal(self.ClientURLs, n.cfg.ClientURLs) {
+		err := n.proposeMessage(wire.FieldMemberAttributes, &membershippb.ClusterMemberAttrSetRequest{
+			Member_ID:        n.id,
+			MemberAttributes: &membershippb.Attributes{Name: n.cfg.Name, ClientUrls: n.cfg.ClientURLs},
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if ours := serverVersion.MinorOnly(); state.Version.Less(ours) && !state.Downgrade.Enabled {
+		return n.proposeMessage(wire.FieldClusterVersion, &membershippb.ClusterVersionSetRequest{Ver: ours.String()})
+	}
+	return nil
+}
+
+// proposeMessage proposes a request of the member's own.
+func (n *Node) proposeMessage(field wire.Field, m proto.Message) error {
+	body, err := proto.Marshal(m)
+	if err != nil {
+		return fmt.Errorf("encode %s: %w", field, err)
+	}
+	res, err := n.Propose(n.ctx, field, body)
+	return cmp.Or(err, res.Err)
+}

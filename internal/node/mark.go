@@ -1,0 +1,31 @@
+package node
+
+import (
+	"fmt"
+
+	"quorate/internal/fsm"
+	"quorate/internal/snapshot"
+	"quorate/internal/wal"
+)
+
+// onFlush is called by the flusher when everything up to entry index is in the file. Once
+// enough entries are, it marks that in the log, so that a start replays only what comes
+// after and older segments can go.
+//
+// The .snap file is for etcd up to 3.6, which reads the membership from it; it is written
+// before the mark that stands for it.
+func (n *Node) onFlush(index, term uint64) {
+	if index < n.lastMark+n.cfg.SnapshotCount || index < n.memberAt.Load() {
+		return
+	}
+	state := n.cluster.State()
+	conf := fsm.ConfState(state)
+	if err := snapshot.Save(realFS, n.cfg.snapDir(), index, term, conf, state); err != nil {
+		// The log keeps more than it needs; the next flush tries again.
+		n.log.Warn("could not write the snapshot file", "index", index, "error", err)
+		return
+	}
+	n.lastMark = index
+	n.appends.put(logWork{mark: &wal.Snapshot{Index: index, Term: term, ConfState: conf}})
+	n.log.Debug(fmt.Sprintf("marked entry %d", index), "index", index, "term", term)
+}

@@ -1,0 +1,228 @@
+package node
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"quorate/internal/fsm"
+	"quorate/internal/kv"
+	"quorate/internal/wire"
+)
+
+const (
+	// proposalsMax and proposalBytesMax bound what clients wait for at a time; beyond
+	// them a proposal gets kv.ErrTooManyRequests.
+	proposalsMax     = 100_000
+	proposalBytesMax = 256 << 20
+	// batchBytesMax bounds one batch of proposals, and so one append to the log.
+	batchBytesMax = 8 << 20
+	// entryOverhead is more than the log needs for an entry beside its data, in bytes.
+	entryOverhead = 128
+)
+
+// proposal is one request on its way through the log, and the slot for its answer.
+type proposal struct {
+	id   uint64
+	data []byte // InternalRaftRequest
+	at   time.Time
+
+	// Set before done gets its token.
+	result fsm.Result
+	err    error
+	done   chan struct{}
+}
+
+var proposalPool = sync.Pool{New: func() any { return &proposal{done: make(chan struct{}, 1)} }}
+
+// proposals are the requests that clients of this member wait for.
+type proposals struct {
+	mu      sync.Mutex
+	queue   []queued             // not in the log yet, in order of arrival
+	waiting map[uint64]*proposal // all, by id
+	bytes   int64                // of all
+	closed  error                // why no more are taken
+
+	lastID atomic.Uint64
+}
+
+// queued is a proposal that is not in the log yet. It does not point at the proposal,
+// which belongs to its client again once the wait is over.
+type queued struct {
+	id   uint64
+	data []byte
+}
+
+// firstID makes ids that no other member and no earlier run of this one uses: two bytes
+// of the member's id, five of the time in milliseconds, and a counter that is never
+// faster than the clock.
+func firstID(member uint64, now time.Time) uint64 {
+	return member<<48 | uint64(now.UnixMilli())<<8&(1<<48-1)
+}
+
+// add takes p in, or says why not. room is how many bytes the log surely takes.
+func (ps *proposals) add(p *proposal, room int64) error {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	switch {
+	case ps.closed != nil:
+		return ps.closed
+	case len(ps.waiting) >= proposalsMax, ps.bytes+int64(len(p.data)) > proposalBytesMax:
+		return kv.ErrTooManyRequests
+	case ps.bytes+int64(len(p.data))+int64(len(ps.waiting)+1)*entryOverhead > room:
+		return kv.ErrNoSpace
+	}
+	ps.waiting[p.id] = p
+	ps.bytes += int64(len(p.data))
+	ps.queue = append(ps.queue, queued{p.id, p.data})
+	return nil
+}
+
+// batch takes the next proposals from the queue, at most batchBytesMax unless one alone
+// is larger. Those whose clients have gone are dropped.
+func (ps *proposals) batch() []queued {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	if len(ps.queue) == 0 {
+		return nil
+	}
+	taken, size := 0, 0
+	batch := make([]queued, 0, len(ps.queue))
+	for _, q := range ps.queue {
+		if len(batch) > 0 && size+len(q.data) > batchBytesMax {
+			break
+		}
+		taken++
+		if ps.waiting[q.id] != nil {
+			batch = append(batch, q)
+			size += len(q.data)
+		}
+	}
+	rest := copy(ps.queue, ps.queue[taken:])
+	clear(ps.queue[rest:])
+	ps.queue = ps.queue[:rest]
+	return batch
+}
+
+// requeue puts a batch that reached no log back to the front.
+func (ps *proposals) requeue(batch []queued) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	ps.queue = append(batch, ps.queue...)
+}
+
+// answer is the result of the request with an id.
+type answer struct {
+	id     uint64
+	result fsm.Result
+}
+
+// finish hands answers to those who still wait for them.
+func (ps *proposals) finish(answers []answer) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for i := range answers {
+		if p := ps.remove(answers[i].id); p != nil {
+			p.result = answers[i].result
+			p.done <- struct{}{}
+		}
+	}
+}
+
+// remove forgets a proposal. The caller holds mu.
+func (ps *proposals) remove(id uint64) *proposal {
+	p := ps.waiting[id]
+	if p != nil {
+		delete(ps.waiting, id)
+		ps.bytes -= int64(len(p.data))
+	}
+	return p
+}
+
+// abandon is called by a client that waits no more. It reports whether the proposal was
+// still waiting: if not, its answer is in done.
+func (ps *proposals) abandon(p *proposal) bool {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return ps.remove(p.id) == p
+}
+
+// expire ends the waits that began before t. The requests may yet be applied.
+func (ps *proposals) expire(t time.Time, err error) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for id, p := range ps.waiting {
+		if p.at.Before(t) {
+			ps.remove(id)
+			p.err = err
+			p.done <- struct{}{}
+		}
+	}
+}
+
+// close ends all waits with err and refuses new proposals with it.
+func (ps *proposals) close(err error) {
+	ps.mu.Lock()
+	ps.closed = err
+	ps.mu.Unlock()
+	ps.expire(time.Now().Add(time.Hour), err)
+}
+
+// Propose replicates one request and returns once this member has applied it. body is
+// the request message in wire form, field its place in InternalRaftRequest; body is not
+// kept. Errors that the state machine answers with are in Result.Err; the error is about
+// the fate of the proposal itself: kv.ErrTooLarge, kv.ErrTooManyRequests, kv.ErrNoSpace
+// (never in the log), kv.ErrTimeout, kv.ErrStopped or ctx's (unknown).
+func (n *Node) Propose(ctx context.Context, field wire.Field, body []byte) (fsm.Result, error) {
+	p := proposalPool.Get().(*proposal)
+	p.id = n.proposals.lastID.Add(1)
+	size := wire.RaftRequestSize(p.id, field, len(body))
+	if size > n.cfg.MaxRequestBytes {
+		proposalPool.Put(p)
+		return fsm.Result{}, kv.ErrTooLarge
+	}
+	room, err := n.admit(field, body)
+	if err != nil {
+		proposalPool.Put(p)
+		return fsm.Result{}, err
+	}
+	p.data = wire.AppendRaftRequest(make([]byte, 0, size), p.id, field, body)
+	p.at = time.Now()
+	if err := n.proposals.add(p, room); err != nil {
+		p.data = nil
+		proposalPool.Put(p)
+		return fsm.Result{}, err
+	}
+	n.inbox.signal()
+
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		if n.proposals.abandon(p) {
+			// Not back into the pool: the log may still hold on to its data.
+			n.met.ProposalsFailed.Inc()
+			return fsm.Result{}, ctx.Err()
+		}
+		<-p.done
+	}
+	result := p.result
+	err = p.err
+	seconds := n.requestSeconds[field]
+	if seconds != nil && err == nil && result.Err == nil {
+		seconds.Observe(time.Since(p.at).Seconds())
+	}
+	if err != nil {
+		n.met.ProposalsFailed.Inc()
+	}
+	p.data, p.result, p.err = nil, fsm.Result{}, nil
+	proposalPool.Put(p)
+	return result, err
+}
+
+// count is how many proposals wait.
+func (ps *proposals) count() int {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	return len(ps.waiting)
+}

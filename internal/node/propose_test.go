@@ -1,0 +1,134 @@
+package node
+
+import (
+	"errors"
+	"testing"
+	"time"
+
+	"quorate/internal/fsm"
+	"quorate/internal/kv"
+)
+
+func newProposals() *proposals { return &proposals{waiting: make(map[uint64]*proposal)} }
+
+func newProposal(id uint64, size int) *proposal {
+	return &proposal{id: id, data: make([]byte, size), at: time.Unix(100, 0), done: make(chan struct{}, 1)}
+}
+
+const plenty = 1 << 40
+
+func TestBatchTakesWhatFitsInOrder(t *testing.T) {
+	ps := newProposals()
+	for id := uint64(1); id <= 4; id++ {
+		if err := ps.add(newProposal(id, batchBytesMax/3), plenty); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ids := func(b []queued) (ids []uint64) {
+		for _, q := range b {
+			ids = append(ids, q.id)
+		}
+		return ids
+	}
+	first := ps.batch()
+	if got := ids(first); len(got) != 3 || got[0] != 1 || got[2] != 3 {
+		t.Fatalf("first batch: %v", got)
+	}
+	ps.requeue(first)
+	if got := ids(ps.batch()); len(got) != 3 || got[0] != 1 {
+		t.Errorf("the same again after requeue: %v", got)
+	}
+	if got := ids(ps.batch()); len(got) != 1 || got[0] != 4 {
+		t.Errorf("last batch: %v", got)
+	}
+	if got := ps.batch(); got != nil {
+		t.Errorf("batch of nothing: %v", ids(got))
+	}
+}
+
+func TestBatchTakesOneThatIsLargerThanItsBound(t *testing.T) {
+	ps := newProposals()
+	if err := ps.add(newProposal(1, batchBytesMax+1), plenty); err != nil {
+		t.Fatal(err)
+	}
+	if got := ps.batch(); len(got) != 1 {
+		t.Errorf("batch of %d", len(got))
+	}
+}
+
+func TestProposalsAreBounded(t *testing.T) {
+	ps := newProposals()
+	if err := ps.add(newProposal(1, 1000), 1000); !errors.Is(err, kv.ErrNoSpace) {
+		t.Errorf("more than there is room for: %v", err)
+	}
+	if err := ps.add(newProposal(1, proposalBytesMax-10), plenty); err != nil {
+		t.Fatal(err)
+	}
+	if err := ps.add(newProposal(2, 11), plenty); !errors.Is(err, kv.ErrTooManyRequests) {
+		t.Errorf("more bytes than the bound: %v", err)
+	}
+	ps.finish([]answer{{id: 1}})
+	if ps.bytes != 0 {
+		t.Errorf("%d bytes after the last answer", ps.bytes)
+	}
+	for id := range uint64(proposalsMax) {
+		if err := ps.add(newProposal(id+1, 1), plenty); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := ps.add(newProposal(proposalsMax+1, 1), plenty); !errors.Is(err, kv.ErrTooManyRequests) {
+		t.Errorf("more than the bound: %v", err)
+	}
+}
+
+func TestAnswerReachesItsProposalOnce(t *testing.T) {
+	ps := newProposals()
+	p := newProposal(7, 10)
+	if err := ps.add(p, plenty); err != nil {
+		t.Fatal(err)
+	}
+	ps.finish([]answer{{id: 6}, {7, fsm.Result{Rev: 42}}, {7, fsm.Result{Rev: 43}}})
+	<-p.done
+	if p.result.Rev != 42 {
+		t.Errorf("result %+v", p.result)
+	}
+	if ps.abandon(p) {
+		t.Error("a proposal that was answered can be abandoned")
+	}
+}
+
+func TestExpiredProposalLeavesTheQueue(t *testing.T) {
+	ps := newProposals()
+	old, young := newProposal(1, 10), newProposal(2, 10)
+	young.at = time.Unix(200, 0)
+	for _, p := range []*proposal{old, young} {
+		if err := ps.add(p, plenty); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ps.expire(time.Unix(150, 0), kv.ErrTimeout)
+	<-old.done
+	if !errors.Is(old.err, kv.ErrTimeout) {
+		t.Errorf("error %v", old.err)
+	}
+	if b := ps.batch(); len(b) != 1 || b[0].id != 2 {
+		t.Errorf("batch %v holds what nobody waits for", b)
+	}
+	ps.close(kv.ErrStopped)
+	<-young.done
+	if err := ps.add(newProposal(3, 1), plenty); !errors.Is(err, kv.ErrStopped) {
+		t.Errorf("add after close: %v", err)
+	}
+}
+
+func TestIDsDoNotRepeatAfterARestart(t *testing.T) {
+	now := time.Now()
+	a := firstID(0xabcd_0000_0000_1234, now)
+	b := firstID(0xabcd_0000_0000_1234, now.Add(time.Second))
+	if b-a < 200_000 {
+		t.Errorf("only %d ids between two starts a second apart", b-a)
+	}
+	if a>>48 != 0x1234 {
+		t.Errorf("id %x does not hold the member", a)
+	}
+}

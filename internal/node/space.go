@@ -1,0 +1,103 @@
+package node
+
+import (
+	"time"
+
+	"quorate/internal/kv"
+	"quorate/internal/wire"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+)
+
+// The three ways in which a member runs out of space, and what it does. In each, reads,
+// deletes, compactions and revocations go on as long as they can, and writes resume by
+// themselves.
+//
+//   - The quota: bytes in use exceed --quota-backend-bytes. The NOSPACE alarm is raised,
+//     on all members as in etcd, and lowered when use has fallen well below the quota.
+//   - The log's disk is full: the log says how much surely fits (wal.Log.Room), and what
+//     does not fit is refused before it is proposed.
+//   - The file's disk is full: the flusher waits (mvcc.Store.Stalled). The log still
+//     holds everything; what makes the tail grow is refused before the tail is at its
+//     bound.
+
+const (
+	// quotaClear is the share of the quota below which the alarm is lowered.
+	quotaClear = 0.95
+	// roomForDeletes is kept free in the log for requests that make room, in bytes.
+	roomForDeletes = 1 << 20
+	// stalledTailMax bounds the tail while the flusher cannot write.
+	stalledTailMax = 32 << 20
+)
+
+// admit says whether there is space for a request: nil or kv.ErrNoSpace. It is called
+// before the request is in the log, so that a refused one leaves no trace. room is how
+// much of the log the request may share with those that wait already, in bytes.
+func (n *Node) admit(field wire.Field, body []byte) (room int64, err error) {
+	room = n.wal.Room()
+	if !growing(field) {
+		return room, nil
+	}
+	room -= roomForDeletes
+	if n.store.Stalled() != nil && n.store.TailBytes() > stalledTailMax {
+		return 0, kv.ErrNoSpace
+	}
+	if quota := n.cfg.quota(); quota > 0 {
+		_, inUse := n.store.Size()
+		if inUse+int64(len(body)) > quota && (field != wire.FieldTxn || txnPuts(body)) {
+			n.raiseNoSpace()
+			return 0, kv.ErrNoSpace
+		}
+	}
+	return room, nil
+}
+
+// growing reports whether a request may make the store larger.
+func growing(field wire.Field) bool {
+	return field == wire.FieldPut || field == wire.FieldTxn || field == wire.FieldLeaseGrant
+}
+
+// txnPuts reports whether the transaction in body holds a put. It decodes, so it is
+// asked only when space is short.
+func txnPuts(body []byte) bool {
+	var t kv.Txn
+	return wire.DecodeTxn(body, &t) != nil || t.Puts()
+}
+
+// raiseNoSpace raises the alarm unless it is raised or about to be.
+func (n *Node) raiseNoSpace() {
+	if n.alarms.NoSpace() || !n.raising.CompareAndSwap(false, true) {
+		return
+	}
+	n.log.Warn("the store has reached its quota; writes that make it larger are refused", "quota-bytes", n.cfg.quota())
+	n.background.Go(func() {
+		defer n.raising.Store(false)
+		n.setNoSpace(pb.AlarmRequest_ACTIVATE)
+	})
+}
+
+// watchSpace lowers this member's alarm once there is space again.
+func (n *Node) watchSpace() {
+	if err := n.store.Stalled(); err != nil {
+		n.log.Warn("the file cannot be written now; the log holds what is missing", "error", err, "unflushed-bytes", n.store.TailBytes())
+	}
+	for _, a := range n.alarms.List(pb.AlarmType_NOSPACE) {
+		if a.MemberID != n.id {
+			continue
+		}
+		quota := n.cfg.quota()
+		if _, inUse := n.store.Size(); quota > 0 && float64(inUse) > quotaClear*float64(quota) {
+			return
+		}
+		n.log.Info("the store is below its quota again; writes resume")
+		n.setNoSpace(pb.AlarmRequest_DEACTIVATE)
+	}
+}
+
+func (n *Node) setNoSpace(action pb.AlarmRequest_AlarmAction) {
+	err := n.proposeMessage(wire.FieldAlarm, &pb.AlarmRequest{MemberID: n.id, Action: action, Alarm: pb.AlarmType_NOSPACE})
+	if err != nil && n.ctx.Err() == nil {
+		n.log.Warn("could not change the NOSPACE alarm", "action", action.String(), "error", err)
+		time.Sleep(keeperTick / 10) // not again at once, whoever asks
+	}
+}

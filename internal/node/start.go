@@ -1,0 +1,360 @@
+package node
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"quorate/internal/consensus"
+	"quorate/internal/fsm"
+	"quorate/internal/kv"
+	"quorate/internal/lease"
+	"quorate/internal/membership"
+	"quorate/internal/mvcc"
+	"quorate/internal/snapshot"
+	"quorate/internal/wal"
+	"quorate/internal/watch"
+	"quorate/internal/wire"
+
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+)
+
+// What a data directory may be refused for.
+var (
+	// ErrAuth: this version does not check permissions, so it must not serve data that
+	// somebody has put under them.
+	ErrAuth = errors.New("authentication is enabled in this data directory, which this version does not support: " +
+		"disable it with etcd (etcdctl auth disable) before starting quorate on it")
+	// ErrNotAlone: this version runs clusters of one member.
+	ErrNotAlone = errors.New("this version runs clusters of one member")
+	// ErrMismatch: the log and the file are not of one history.
+	ErrMismatch = errors.New("the log and the database file do not belong together")
+)
+
+// learnersMax is etcd's default for --max-learners.
+const learnersMax = 1
+
+// memberDir, snapDir, walDir and dbPath are where etcd keeps them.
+func (c *Config) memberDir() string { return filepath.Join(c.DataDir, "member") }
+func (c *Config) snapDir() string   { return filepath.Join(c.memberDir(), "snap") }
+func (c *Config) dbPath() string    { return filepath.Join(c.snapDir(), "db") }
+func (c *Config) walDir() string {
+	return cmp.Or(c.WALDir, filepath.Join(c.memberDir(), "wal"))
+}
+
+// Start opens or creates the member's data and starts its goroutines. It returns before
+// the member is ready to serve; Ready tells when.
+func Start(cfg Config) (_ *Node, err error) {
+	n := &Node{
+		cfg: cfg, log: cfg.Logger, met: cfg.Metrics,
+		inbox: newMailbox[arrival](), appends: newMailbox[logWork](), applies: newMailbox[*raftpb.Message](),
+		leasesLoaded: make(chan struct{}),
+		lifecycle:    newLifecycle(),
+	}
+	n.proposals.waiting = make(map[uint64]*proposal)
+	if err := n.open(); err != nil {
+		n.cancel()
+		return nil, err
+	}
+	n.proposals.lastID.Store(firstID(n.id, time.Now()))
+	n.measure()
+	n.hub = watch.New(watch.Options{
+		View: func() watch.View { return n.store.View() },
+		AppendHeader: func(b []byte, rev int64) []byte {
+			h := wire.Header{ClusterID: n.clusterID, MemberID: n.id, Revision: rev, Term: n.term.Load()}
+			return wire.AppendHeader(b, &h)
+		},
+		ProgressInterval: cfg.ProgressInterval,
+		FragmentBytes:    cfg.FragmentBytes,
+	})
+	go n.writeLog()
+	go n.apply()
+	go n.loop()
+	go n.keep()
+	return n, nil
+}
+
+// open brings the member to the state that its data directory describes.
+func (n *Node) open() (err error) {
+	cfg := &n.cfg
+	// The database file holds everybody's secrets; etcd uses the same mode.
+	if err := os.MkdirAll(cfg.snapDir(), 0o700); err != nil {
+		return fmt.Errorf("create data directory: %w", err)
+	}
+	if err := snapshot.Clean(realFS, cfg.snapDir()); err != nil {
+		return fmt.Errorf("remove what a crash left unfinished: %w", err)
+	}
+	walOptions := wal.Options{FS: realFS, NoSync: cfg.NoSync, OnSync: n.met.WALSyncSeconds.Observe}
+	exists, err := wal.Exists(realFS, cfg.walDir())
+	if err != nil {
+		return fmt.Errorf("look for a log in %s: %w", cfg.walDir(), err)
+	}
+	_, dbErr := os.Stat(cfg.dbPath())
+
+	var leased []leasedKey
+	if n.store, err = mvcc.Open(cfg.dbPath(), mvcc.Options{
+		OnLeasedKey: func(id kv.LeaseID, key []byte) {
+			leased = append(leased, leasedKey{id, bytes.Clone(key)})
+		},
+		OnFlush:   n.onFlush,
+		OnFailure: func(err error) { n.fail(fmt.Errorf("write database file: %w", err)) },
+		NoSync:    cfg.NoSync,
+	}); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.store.Close())
+		}
+	}()
+	if err := n.load(); err != nil {
+		return err
+	}
+
+	var found *wal.Recovered
+	applied, _ := n.store.Applied()
+	if exists {
+		n.wal, found, err = wal.Open(cfg.walDir(), applied, walOptions)
+	} else {
+		found, err = n.found()
+		if err == nil {
+			n.wal, err = wal.Create(cfg.walDir(), found.Metadata, walOptions)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.wal.Close())
+		}
+	}()
+	if dbErr != nil && found.Snapshot.Index > 0 {
+		return fmt.Errorf("%w: %s is missing, and %s only goes back to entry %d; restore the file or start with an empty data directory",
+			ErrMismatch, cfg.dbPath(), cfg.walDir(), found.Snapshot.Index)
+	}
+	if err := n.startCore(found); err != nil {
+		return err
+	}
+	n.background.Go(func() { n.loadLeases(leased) })
+	return nil
+}
+
+// load reads what the store keeps beside keys.
+func (n *Node) load() error {
+	if err := n.refuseAuth(); err != nil {
+		return err
+	}
+	var err error
+	if n.cluster, err = membership.Load(n.store, serverVersion, learnersMax); err != nil {
+		return fmt.Errorf("%s: %w", n.cfg.dbPath(), err)
+	}
+	if n.alarms, err = fsm.LoadAlarms(n.store); err != nil {
+		return fmt.Errorf("%s: %w", n.cfg.dbPath(), err)
+	}
+	// The least time that a lease can be kept for: an election and a half.
+	minTTL := (3*n.cfg.electionTimeout()/2 + time.Second - 1) / time.Second
+	n.leases = lease.New(int64(minTTL))
+	n.machine = fsm.New(n.store, n.Leases, n.cluster, n.alarms)
+	return nil
+}
+
+// refuseAuth makes sure that nobody's permissions are ignored.
+func (n *Node) refuseAuth() error {
+	return n.store.ReadBucket("auth", func(key, value []byte) error {
+		if string(key) == "authEnabled" && len(value) == 1 && value[0] == 1 {
+			return ErrAuth
+		}
+		return nil
+	})
+}
+
+// found is the beginning of a new cluster, as the flags describe it: a log without
+// entries.
+func (n *Node) found() (*wal.Recovered, error) {
+	ic, err := membership.ParseInitialCluster(n.cfg.InitialCluster)
+	if err != nil {
+		return nil, fmt.Errorf("--initial-cluster: %w", err)
+	}
+	if err := cmp.Or(ic.Check(n.cfg.Name), ic.CheckAdvertised(n.cfg.Name, n.cfg.PeerURLs)); err != nil {
+		return nil, err
+	}
+	members, err := ic.Members(n.cfg.InitialClusterToken)
+	if err != nil {
+		return nil, err
+	}
+	if len(members) > 1 {
+		return nil, fmt.Errorf("%w: --initial-cluster names %d", ErrNotAlone, len(members))
+	}
+	n.log.Info("founding a new cluster", "member", members[0].ID.String(), "cluster", membership.ClusterID(members).String())
+	return &wal.Recovered{Metadata: wal.Metadata{
+		NodeID: uint64(members[0].ID), ClusterID: uint64(membership.ClusterID(members)),
+	}}, nil
+}
+
+// startCore starts Raft where log and store leave off.
+func (n *Node) startCore(found *wal.Recovered) error {
+	n.id, n.clusterID = found.Metadata.NodeID, found.Metadata.ClusterID
+	applied, _ := n.store.Applied()
+	if n.cfg.ForceNewCluster && len(found.Entries)+int(applied) > 0 {
+		if err := n.forceAlone(found, applied); err != nil {
+			return fmt.Errorf("force new cluster: %w", err)
+		}
+	}
+	hard := found.HardState
+	if hard == nil {
+		hard = &raftpb.HardState{}
+	}
+	last := found.Snapshot.Index
+	if len(found.Entries) > 0 {
+		last = found.Entries[len(found.Entries)-1].GetIndex()
+	}
+	switch {
+	case applied < found.Snapshot.Index:
+		return fmt.Errorf("%w: %s ends at entry %d, but the log in %s begins after entry %d; restore the newer file",
+			ErrMismatch, n.cfg.dbPath(), applied, n.cfg.walDir(), found.Snapshot.Index)
+	case applied > last:
+		return fmt.Errorf("%w: %s holds entries up to %d, but the log in %s ends at %d; restore the log that was written with it",
+			ErrMismatch, n.cfg.dbPath(), applied, n.cfg.walDir(), last)
+	}
+	// An applied entry was committed, whether or not the commit index was written since.
+	hard.Commit = new(max(hard.GetCommit(), applied, found.Snapshot.Index))
+	conf := fsm.ConfState(n.cluster.State())
+	if others := slices.DeleteFunc(slices.Concat(conf.Voters, conf.Learners), func(id uint64) bool { return id == n.id }); len(others) > 0 && !n.cfg.ForceNewCluster {
+		return fmt.Errorf("%w: %s belongs to one of %d; remove the others first, or start with --force-new-cluster to go on without them",
+			ErrNotAlone, n.cfg.DataDir, len(others)+1)
+	}
+	log := consensus.NewLog(found.Snapshot.Index, found.Snapshot.Term, hard, conf)
+	log.Append(found.Entries)
+
+	var err error
+	n.core, err = consensus.New(consensus.Config{
+		ID:             n.id,
+		ElectionTicks:  n.cfg.ElectionTicks,
+		HeartbeatTicks: 1,
+		PreVote:        n.cfg.PreVote,
+		Applied:        applied,
+		Logger:         raftLogger{n.log},
+		KeepEntries:    keepEntries,
+		KeepBytes:      keepBytes,
+	}, log)
+	if err != nil {
+		return err
+	}
+	n.hard = proto.Clone(hard).(*raftpb.HardState)
+	n.lastMark = found.Snapshot.Index
+	if v := n.cluster.State().Version; applied > 0 {
+		fsm.KeepStorageVersion(n.store, v)
+	}
+	if last == 0 {
+		return n.bootstrap()
+	}
+	n.log.Info("continuing", "member", membership.ID(n.id).String(), "cluster", membership.ID(n.clusterID).String(),
+		"applied", applied, "committed", hard.GetCommit(), "last", last, "cut-bytes", found.Cut)
+	return nil
+}
+
+const (
+	// keepEntries and keepBytes bound what is kept in memory of the applied log.
+	keepEntries = 5000
+	keepBytes   = 16 << 20
+)
+
+// bootstrap puts the members that the flags name into the log.
+func (n *Node) bootstrap() error {
+	ic, err := membership.ParseInitialCluster(n.cfg.InitialCluster)
+	if err != nil {
+		return fmt.Errorf("--initial-cluster: %w", err)
+	}
+	members, err := ic.Members(n.cfg.InitialClusterToken)
+	if err != nil {
+		return err
+	}
+	var peers []raft.Peer
+	for _, m := range members {
+		peers = append(peers, raft.Peer{ID: uint64(m.ID), Context: m.JSON()})
+	}
+	if !slices.ContainsFunc(peers, func(p raft.Peer) bool { return p.ID == n.id }) {
+		return fmt.Errorf("%w: the empty log in %s was made for member %s, which the flags do not name; delete it to start anew",
+			ErrMismatch, n.cfg.walDir(), membership.ID(n.id))
+	}
+	return n.core.Bootstrap(peers)
+}
+
+// leasedKey is a key that Open found on a lease.
+type leasedKey struct {
+	id  kv.LeaseID
+	key []byte
+}
+
+// loadLeases reads the leases and hangs their keys on them, in the background: a member
+// with a million leases serves before it has read them. What needs the leases waits for
+// leasesLoaded, and so nothing changes the bucket before it is read.
+func (n *Node) loadLeases(keys []leasedKey) {
+	err := n.store.ReadBucket("lease", func(_, value []byte) error {
+		id, ttl, remaining, err := fsm.ReadLease(value)
+		if err != nil {
+			return err
+		}
+		n.leases.Restore(id, ttl, remaining)
+		return nil
+	})
+	if err != nil {
+		n.fail(fmt.Errorf("%s: %w", n.cfg.dbPath(), err))
+		return
+	}
+	for _, k := range keys {
+		// A key may outlive its lease where an older version of etcd lost track of it.
+		if n.leases.Exists(k.id) {
+			n.leases.Attach(k.id, k.key)
+		}
+	}
+	close(n.leasesLoaded)
+}
+
+// measure connects the gauges that are read when somebody asks.
+func (n *Node) measure() {
+	gauge := func(g interface{ Read(func() float64) }, fn func() float64) { g.Read(fn) }
+	flag := func(b bool) float64 {
+		if b {
+			return 1
+		}
+		return 0
+	}
+	m := n.met
+	m.ServerVersion.Set(Version)
+	m.ServerID.Set(membership.ID(n.id).String())
+	gauge(&m.HasLeader, func() float64 { return flag(n.leader.Load() != 0) })
+	gauge(&m.IsLeader, func() float64 { return flag(n.leader.Load() == n.id) })
+	gauge(&m.IsLearner, func() float64 { return flag(n.learner.Load()) })
+	gauge(&m.QuotaBytes, func() float64 { return float64(n.cfg.quota()) })
+	gauge(&m.ProposalsCommitted, func() float64 { return float64(n.committed.Load()) })
+	gauge(&m.ProposalsApplied, func() float64 { return float64(n.Status().Applied) })
+	gauge(&m.ProposalsPending, func() float64 { return float64(n.proposals.count()) })
+	gauge(&m.DBSize, func() float64 { total, _ := n.store.Size(); return float64(total) })
+	gauge(&m.DBInUse, func() float64 { _, inUse := n.store.Size(); return float64(inUse) })
+}
+
+// Run starts a member and waits until it is ready, or until ctx ends.
+func Run(ctx context.Context, cfg Config) (*Node, error) {
+	n, err := Start(cfg)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-n.ready:
+		return n, nil
+	case <-n.failed:
+		return nil, errors.Join(n.failure, n.Close())
+	case <-ctx.Done():
+		return nil, errors.Join(ctx.Err(), n.Close())
+	}
+}
