@@ -142,6 +142,7 @@ type Node struct {
 
 	leasesLoaded chan struct{}
 	raising      atomic.Bool // the NOSPACE alarm is being raised
+	logFull      atomic.Bool // no more segments can be prepared
 
 	requestSeconds map[wire.Field]*metrics.Histogram
 

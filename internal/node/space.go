@@ -1,6 +1,7 @@
 package node
 
 import (
+	"math"
 	"time"
 
 	"quorate/internal/kv"
@@ -15,8 +16,9 @@ import (
 //
 //   - The quota: bytes in use exceed --quota-backend-bytes. The NOSPACE alarm is raised,
 //     on all members as in etcd, and lowered when use has fallen well below the quota.
-//   - The log's disk is full: the log says how much surely fits (wal.Log.Room), and what
-//     does not fit is refused before it is proposed.
+//   - The log's disk is full: the log then says how much surely fits (wal.Log.Room), and
+//     what does not fit is refused before it is proposed. What was proposed before waits in
+//     the log writer until there is room; it is never lost.
 //   - The file's disk is full: the flusher waits (mvcc.Store.Stalled). The log still
 //     holds everything; what makes the tail grow is refused before the tail is at its
 //     bound.
@@ -34,11 +36,16 @@ const (
 // before the request is in the log, so that a refused one leaves no trace. room is how
 // much of the log the request may share with those that wait already, in bytes.
 func (n *Node) admit(field wire.Field, body []byte) (room int64, err error) {
-	room = n.wal.Room()
+	room = math.MaxInt64
+	if n.logFull.Load() {
+		room = n.wal.Room()
+		if growing(field) {
+			room -= roomForDeletes
+		}
+	}
 	if !growing(field) {
 		return room, nil
 	}
-	room -= roomForDeletes
 	if n.store.Stalled() != nil && n.store.TailBytes() > stalledTailMax {
 		return 0, kv.ErrNoSpace
 	}
@@ -62,6 +69,17 @@ func growing(field wire.Field) bool {
 func txnPuts(body []byte) bool {
 	var t kv.Txn
 	return wire.DecodeTxn(body, &t) != nil || t.Puts()
+}
+
+// onLogFull is called by the log when it can prepare no more segments, and when it can
+// again.
+func (n *Node) onLogFull(err error) {
+	n.logFull.Store(err != nil)
+	if err != nil {
+		n.log.Error("the log's disk is full or fails; writes that do not fit are refused until it recovers", "error", err)
+	} else {
+		n.log.Info("the log's disk has room again; writes resume")
+	}
 }
 
 // raiseNoSpace raises the alarm unless it is raised or about to be.

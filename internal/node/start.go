@@ -92,7 +92,7 @@ func (n *Node) open() (err error) {
 	if err := snapshot.Clean(realFS, cfg.snapDir()); err != nil {
 		return fmt.Errorf("remove what a crash left unfinished: %w", err)
 	}
-	walOptions := wal.Options{FS: realFS, NoSync: cfg.NoSync, OnSync: n.met.WALSyncSeconds.Observe}
+	walOptions := wal.Options{FS: realFS, NoSync: cfg.NoSync, OnSync: n.met.WALSyncSeconds.Observe, OnFull: n.onLogFull}
 	exists, err := wal.Exists(realFS, cfg.walDir())
 	if err != nil {
 		return fmt.Errorf("look for a log in %s: %w", cfg.walDir(), err)
