@@ -36,12 +36,16 @@ type watchStream struct {
 	created  []*pb.WatchResponse
 	canceled map[int64]*pb.WatchResponse
 	events   map[int64][]*mvccpb.Event
-	progress []int64         // revisions of answers to progress requests, in order
-	floor    map[int64]int64 // per watch id: everything up to this revision was delivered or announced
+	progress []int64           // revisions of answers to progress requests, in order
+	floor    map[int64]int64   // per watch id: everything up to this revision was delivered or announced
+	notified map[int64][]int64 // revisions of unasked progress, per watch id
 	part     map[int64]*pb.WatchResponse
 	starts   map[int64]int64 // start revisions that were in the future
 	ghosts   map[int64]bool  // canceled by request while a compaction might cancel them too
-	fault    error           // the first breach of a rule that concerns one stream alone
+	// Of all responses: how many were fragments, and the size of the largest fragment.
+	fragments, largest int
+
+	fault error // the first breach of a rule that concerns one stream alone
 }
 
 func openWatch(s *side) (*watchStream, error) {
@@ -60,6 +64,7 @@ func openWatch(s *side) (*watchStream, error) {
 		floor:    map[int64]int64{},
 		part:     map[int64]*pb.WatchResponse{},
 		starts:   map[int64]int64{},
+		notified: map[int64][]int64{},
 		ghosts:   map[int64]bool{},
 	}
 	go w.receive()
@@ -174,12 +179,16 @@ func (w *watchStream) take(resp *pb.WatchResponse) {
 		}
 		return
 	}
+	if w.part[id] != nil || resp.Fragment {
+		w.largest = max(w.largest, proto.Size(resp))
+	}
 	if part := w.part[id]; part != nil {
 		part.Events = append(part.Events, resp.Events...)
 		part.Fragment = resp.Fragment
 		resp = part
 	}
 	if resp.Fragment {
+		w.fragments++
 		w.part[id] = resp
 		return
 	}
@@ -201,6 +210,7 @@ func (w *watchStream) take(resp *pb.WatchResponse) {
 	if len(resp.Events) == 0 {
 		// A progress notification of this watcher.
 		last = max(last, resp.Header.Revision)
+		w.notified[id] = append(w.notified[id], last)
 		if last < w.starts[id] {
 			w.failf("watch %d: progress of revision %d before its start %d", id, last, w.starts[id])
 		}
