@@ -78,22 +78,25 @@ func (m *message) from(rev int64) int {
 
 // matcher collects the events that the groups of a set want into a batch.
 type matcher struct {
-	set     *set
+	set      *set
+	liveOnly bool // leave out groups without live watchers
+
+	// Of the batch that is being made.
 	enc     encoding
 	events  []event
 	touched []*group
+
 	found   []*group
 	scratch []byte
 }
 
-// add matches one event. Events must come in revision order. Groups without live
-// watchers are left out, if liveOnly.
-func (m *matcher) add(ev *kv.Event, liveOnly bool) {
+// add matches one event. Events must come in revision order.
+func (m *matcher) add(ev *kv.Event) {
 	m.found = m.set.match(m.found[:0], ev.Key)
 	number := int32(-1)
 	for _, first := range m.found {
 		for g := first; g != nil; g = g.sibling {
-			if liveOnly && len(g.live) == 0 || !g.wants(ev.Tombstone) {
+			if m.liveOnly && len(g.live) == 0 || !g.wants(ev.Tombstone) {
 				continue
 			}
 			if number < 0 {
@@ -128,7 +131,8 @@ func (m *matcher) encode(ev *kv.Event) int32 {
 }
 
 // finish makes the batch, with one reference that is the caller's, and the message of
-// every touched group. It returns nil if nobody wants anything.
+// every touched group. It returns nil if nobody wants anything. After reset the matcher
+// may be used again.
 func (m *matcher) finish(r *ring) *batch {
 	if len(m.events) == 0 {
 		return nil
@@ -146,6 +150,16 @@ func (m *matcher) finish(r *ring) *batch {
 	}
 	r.add(b)
 	return b
+}
+
+func (m *matcher) reset() {
+	for _, g := range m.touched {
+		g.message = nil
+	}
+	clear(m.touched)
+	clear(m.found)
+	m.enc, m.events = encoding{}, nil
+	m.touched, m.found = m.touched[:0], m.found[:0]
 }
 
 // withPrev returns the encoding of b's events with previous values, nil if the ring has

@@ -153,7 +153,7 @@ func (c *catchUp) read(v View, m *matcher, lo, rev int64) (hi int64, err error) 
 			last = ev.Rev.Main
 		}
 		seen++
-		m.add(&ev, false)
+		m.add(&ev)
 		return true
 	})
 	return hi, err

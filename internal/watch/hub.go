@@ -54,6 +54,22 @@ func (p *pending) dropLocked() {
 	p.missed = p.live > 0
 }
 
+// recycle gives back a slice that was taken, for the next events.
+func (p *pending) recycle(events []kv.Event) {
+	if cap(events) > recycledEvents {
+		return
+	}
+	clear(events) // lets go of their bytes
+	p.Lock()
+	defer p.Unlock()
+	if p.events == nil {
+		p.events = events[:0]
+	}
+}
+
+// recycledEvents bounds what the hub keeps in reserve.
+const recycledEvents = 1 << 10
+
 // dispatchPending hands out what the applier has told so far, and reports false if there
 // was nothing.
 func (h *Hub) dispatchPending() bool {
@@ -71,6 +87,7 @@ func (h *Hub) dispatchPending() bool {
 	if rev == h.dispatched {
 		return false
 	}
+	taken := events
 	for len(events) > 0 {
 		part := wholeRevisions(events, h.limits.dispatch)
 		events = events[len(part):]
@@ -82,6 +99,7 @@ func (h *Hub) dispatchPending() bool {
 	}
 	h.dispatched = rev
 	h.answerAsked()
+	p.recycle(taken)
 	return true
 }
 
@@ -98,9 +116,10 @@ func wholeRevisions(events []kv.Event, n int) []kv.Event {
 
 // dispatch puts events into the queues of the live watchers that want them.
 func (h *Hub) dispatch(events []kv.Event) {
-	m := matcher{set: &h.watchers}
+	m := &h.matcher
+	defer m.reset()
 	for i := range events {
-		m.add(&events[i], true)
+		m.add(&events[i])
 	}
 	b := m.finish(&h.ring)
 	if b == nil {
@@ -108,7 +127,6 @@ func (h *Hub) dispatch(events []kv.Event) {
 	}
 	for _, g := range m.touched {
 		msg := g.message
-		g.message = nil
 		// Backwards, because who falls behind is replaced by the last.
 		for i := len(g.live) - 1; i >= 0; i-- {
 			w := g.live[i]

@@ -2,7 +2,6 @@ package watch
 
 import (
 	"context"
-	"slices"
 
 	"quorate/internal/kv"
 	"quorate/internal/wire"
@@ -15,23 +14,23 @@ import (
 func (s *Stream) Next(ctx context.Context) ([][]byte, error) {
 	for {
 		if len(s.fragments) > 0 {
-			frame := s.fragments[0]
+			response := s.fragments[0]
 			s.fragments = s.fragments[1:]
-			return frame, nil
+			return response, nil
 		}
 		s.fragments = nil
 		if err := s.fetch(ctx); err != nil {
 			return nil, err
 		}
-		frame := s.assemble()
+		response := s.assemble()
 		clear(s.taken)
 		clear(s.pieces)
 		s.taken, s.pieces = s.taken[:0], s.pieces[:0]
 		if cap(s.taken) > keptEntries {
 			s.taken, s.pieces = nil, nil
 		}
-		if frame != nil {
-			return frame, nil
+		if response != nil {
+			return response, nil
 		}
 	}
 }
@@ -123,9 +122,8 @@ func (s *Stream) assemble() [][]byte {
 	}
 	s.hub.sent.Add(int64(count))
 	if !w.fragment {
-		frame := make([][]byte, 1, 1+len(s.pieces))
-		frame[0] = s.hub.head(make([]byte, 0, 64), rev, &wire.WatchHead{WatchID: w.id})
-		run := run{parts: frame}
+		f := new(frame)
+		run := run{parts: append(f.parts[:0], s.hub.head(f.head[:0], rev, &wire.WatchHead{WatchID: w.id}))}
 		for _, p := range s.pieces {
 			for _, i := range p.events {
 				run.add(p.enc, int(i))
@@ -134,6 +132,12 @@ func (s *Stream) assemble() [][]byte {
 		return run.parts
 	}
 	return s.split(w.id, rev)
+}
+
+// frame is the common response, a head and one run of events, in one allocation.
+type frame struct {
+	parts [2][]byte
+	head  [64]byte
 }
 
 // choose finds out how much of what was taken goes into one response, as pieces: all,
@@ -244,16 +248,16 @@ func (s *Stream) split(id, rev int64) [][]byte {
 	cur.parts[0] = whole // the last of them, or the only one
 	if total < h.opts.FragmentBytes {
 		// So near the bound that the fragment flag alone made it two.
-		frame := [][]byte{whole}
+		parts := [][]byte{whole}
 		for _, r := range runs {
-			frame = append(frame, r.parts[1:]...)
+			parts = append(parts, r.parts[1:]...)
 		}
-		return append(frame, cur.parts[1:]...)
+		return append(parts, cur.parts[1:]...)
 	}
 	for _, r := range append(runs, cur) {
 		s.fragments = append(s.fragments, r.parts)
 	}
-	frame := s.fragments[0]
-	s.fragments = slices.Delete(s.fragments, 0, 1)
-	return frame
+	first := s.fragments[0]
+	s.fragments = s.fragments[1:]
+	return first
 }

@@ -117,6 +117,7 @@ type Hub struct {
 	closed     bool
 	streams    map[*Stream]struct{}
 	watchers   set       // all of them, by what they watch
+	matcher    matcher   // of watchers
 	dispatched int64     // all events up to it are in the queues of live watchers
 	asked      []*Stream // that wait for dispatched to reach Stream.progressAt
 	hungry     []*Stream // with watchers behind and room in their queue
@@ -162,6 +163,7 @@ func newHub(opts Options, l limits) *Hub {
 		stop:        make(chan struct{}),
 	}
 	h.ring.max = l.ring
+	h.matcher = matcher{set: &h.watchers, liveOnly: true}
 	v := opts.View()
 	h.dispatched = v.Rev()
 	h.pending.rev = v.Rev()
