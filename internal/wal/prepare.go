@@ -59,7 +59,7 @@ func newPreparer(fsys vfs.FS, dir string, bytes int64, tail space, used int64, o
 	return p
 }
 
-// interrupt ends all waiting for space.
+// interrupt ends all waiting for space that there is not: what can be prepared still is.
 func (p *preparer) interrupt() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -127,6 +127,7 @@ func (p *preparer) report(err error) {
 	p.mu.Lock()
 	changed := (err == nil) != (p.err == nil)
 	p.err = err
+	p.cond.Broadcast()
 	p.mu.Unlock()
 	if changed && p.onFull != nil {
 		p.onFull(err)
@@ -247,7 +248,7 @@ func (p *preparer) wait(s *space, done func() bool) error {
 	defer p.mu.Unlock()
 	defer func() { p.waiting = nil }()
 	for !done() {
-		if p.closed {
+		if p.closed && p.err != nil {
 			return ErrClosed
 		}
 		p.waiting = s

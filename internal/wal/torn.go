@@ -27,9 +27,11 @@ func (r *reader) judge(off int64, g group, b *bad, last bool) (end int64, err er
 		return 0, r.damage(off, "%s, though the write that it is part of is whole", b.reason)
 	case inside && g.at == 0:
 		return 0, r.damage(off, "%s, but the first write of a segment is on disk before the segment is used", b.reason)
-	case inside && !last, !last && end > off:
+	case !last && end > off:
 		return 0, r.damage(off, "%s, and a later segment follows", b.reason)
 	case end == off:
+		// Zeros to the end. If records are missing here and a later segment follows, its
+		// first record will not continue the sum.
 		return end, nil
 	}
 	torn, err := r.torn(off, b)
