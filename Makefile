@@ -1,0 +1,54 @@
+# make build    bin/quorate, one static binary
+# make test     everything that must pass: format, vet, staticcheck, unit tests with the
+#               race detector, and the tests against the real etcd; about ten minutes
+# make unit     the quick part of it
+# make fuzz     each fuzz test for FUZZTIME
+# make peers    build the real etcd, etcdctl, etcdutl and benchmark to test against
+
+GO       ?= go
+FUZZTIME ?= 30s
+
+# Where the real etcd is looked for, and built if it is not there.
+QUORATE_PEERS ?= $(CURDIR)/.cache/peers
+export QUORATE_PEERS
+
+# Modules under test/ that have tests. test/peers is only what builds the peers.
+TEST_MODULES := $(filter-out test/peers,$(patsubst %/go.mod,%,$(wildcard test/go.mod test/*/go.mod)))
+
+.PHONY: build test unit fmt vet staticcheck peers peer-tests fuzz clean
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/quorate ./cmd/quorate
+
+test: fmt vet staticcheck unit peer-tests
+
+unit:
+	$(GO) test -race -timeout 8m ./...
+
+fmt:
+	@out=$$(gofmt -l $$(git ls-files '*.go')); \
+	if [ -n "$$out" ]; then echo "not formatted (run gofmt -w):"; echo "$$out"; exit 1; fi
+
+vet:
+	$(GO) vet ./...
+	set -e; for m in $(TEST_MODULES); do (cd $$m && $(GO) vet ./...); done
+
+staticcheck:
+	$(GO) tool -modfile=tools/go.mod staticcheck ./...
+
+peers:
+	sh test/peers/build.sh "$(QUORATE_PEERS)"
+
+peer-tests: build peers
+	set -e; for m in $(TEST_MODULES); do (cd $$m && QUORATE_BIN=$(CURDIR)/bin/quorate $(GO) test -timeout 10m ./...); done
+
+fuzz:
+	set -e; for f in $$(git grep -lE '^func Fuzz' -- '*_test.go'); do \
+		for name in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$f); do \
+			echo "$$name in $$f"; \
+			(cd $$(dirname $$f) && $(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) .); \
+		done; \
+	done
+
+clean:
+	rm -rf bin .cache
