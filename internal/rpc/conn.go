@@ -26,13 +26,18 @@ const handshakeTimeout = 2 * time.Minute
 const (
 	http2Preface = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 	prefaceProbe = 4
+	// helloBytes is the least that a client of gRPC has sent once it is one: the preface
+	// and an empty settings frame.
+	helloBytes = int64(len(http2Preface) + 9)
 )
 
 // conn is a client's connection.
 type conn struct {
 	net.Conn
+	all     *conns
 	account account
 	addr    clientAddr
+	read    atomic.Int64 // bytes that came
 
 	head    []byte   // read while finding out what the client speaks, not yet read again
 	offered []string // protocols that the client offers in its TLS hello
@@ -47,10 +52,37 @@ type clientAddr struct {
 	conn *conn
 }
 
-func newConn(c net.Conn, replies *replyMemory) *conn {
-	wrapped := &conn{Conn: c, account: account{memory: replies}}
+// conns are the connections that are open.
+type conns struct {
+	replies *replyMemory
+
+	mu   sync.Mutex
+	open map[*conn]struct{}
+}
+
+// add makes c one of them until it is closed.
+func (cs *conns) add(c net.Conn) *conn {
+	wrapped := &conn{Conn: c, all: cs, account: account{memory: cs.replies}}
 	wrapped.addr = clientAddr{c.RemoteAddr(), wrapped}
+	cs.mu.Lock()
+	defer cs.mu.Unlock()
+	cs.open[wrapped] = struct{}{}
 	return wrapped
+}
+
+// close closes those of which at most read bytes have come.
+func (cs *conns) close(read int64) {
+	cs.mu.Lock()
+	var list []*conn
+	for c := range cs.open {
+		if c.read.Load() <= read {
+			list = append(list, c)
+		}
+	}
+	cs.mu.Unlock()
+	for _, c := range list {
+		_ = c.Close() // the client was not served; nobody waits for the error
+	}
 }
 
 func (c *conn) RemoteAddr() net.Addr { return &c.addr }
@@ -64,13 +96,20 @@ func (c *conn) Read(b []byte) (int, error) {
 		}
 		return n, nil
 	}
-	return c.Conn.Read(b)
+	n, err := c.Conn.Read(b)
+	c.read.Add(int64(n))
+	return n, err
 }
 
 // Close gives back what the connection's replies held.
 func (c *conn) Close() error {
 	err := c.Conn.Close()
-	c.closeOnce.Do(c.account.close)
+	c.closeOnce.Do(func() {
+		c.account.close()
+		c.all.mu.Lock()
+		defer c.all.mu.Unlock()
+		delete(c.all.open, c)
+	})
 	return err
 }
 
@@ -78,7 +117,7 @@ func (c *conn) Close() error {
 func (c *conn) speaksHTTP2() (bool, error) {
 	head := make([]byte, prefaceProbe)
 	for n := 0; n < len(head); {
-		m, err := c.Conn.Read(head[n:])
+		m, err := c.Read(head[n:])
 		n += m
 		if string(head[:n]) != http2Preface[:n] {
 			c.head = head[:n]
@@ -135,12 +174,10 @@ type muxer struct {
 	tls      *tls.Config // nil: plaintext
 	grpc     *queue      // nil: no gRPC here
 	http     *queue      // nil: no HTTP here
-	replies  *replyMemory
+	conns    *conns
 
 	wg      sync.WaitGroup // the connections being sorted
 	closing atomic.Bool
-	mu      sync.Mutex
-	sorting map[net.Conn]struct{}
 }
 
 // errBacklog is how long Accept waits after an error that passes, such as too many open
@@ -163,7 +200,7 @@ func (m *muxer) run() error {
 			}
 			return err
 		}
-		m.wg.Go(func() { m.sort(newConn(c, m.replies)) })
+		m.wg.Go(func() { m.sort(m.conns.add(c)) })
 	}
 }
 
@@ -173,45 +210,16 @@ func isTemporary(err error) bool {
 	return errors.As(err, &t) && t.Temporary()
 }
 
-// close stops accepting and drops the connections that have not said yet what they speak.
+// close stops accepting. Connections that have not said yet what they speak keep run
+// waiting until conns.close drops them.
 func (m *muxer) close() {
 	m.closing.Store(true)
 	_ = m.listener.Close() // run sees the error
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	for c := range m.sorting {
-		_ = c.Close()
-	}
-}
-
-// track makes close reach c while it is being sorted.
-func (m *muxer) track(c net.Conn) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.closing.Load() {
-		return false
-	}
-	if m.sorting == nil {
-		m.sorting = make(map[net.Conn]struct{})
-	}
-	m.sorting[c] = struct{}{}
-	return true
-}
-
-func (m *muxer) untrack(c net.Conn) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	delete(m.sorting, c)
 }
 
 // sort finds out what c speaks and passes it on.
 func (m *muxer) sort(c *conn) {
-	if !m.track(c) {
-		_ = c.Close()
-		return
-	}
 	to, speaker, err := m.speak(c)
-	m.untrack(c)
 	if err != nil || to == nil {
 		_ = c.Close() // it never was a client
 		return

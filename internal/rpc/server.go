@@ -82,7 +82,8 @@ func setDefault[T comparable](v *T, to T) {
 type Server struct {
 	services *services
 	grpc     *grpc.Server
-	conns    *queue // to grpc
+	queue    *queue // of connections to grpc
+	conns    *conns
 	health   *health.Server
 	gateway  *gateway
 
@@ -101,12 +102,13 @@ func New(opts Options) (*Server, error) {
 	opts.defaults()
 	s := &Server{
 		services: newServices(&opts),
-		conns:    newQueue(inProcess{}),
+		queue:    newQueue(inProcess{}),
 		health:   health.NewServer(),
 		done:     make(chan struct{}),
 		muxers:   make(map[*muxer]struct{}),
 		https:    make(map[*http.Server]struct{}),
 	}
+	s.conns = &conns{replies: s.services.replies, open: make(map[*conn]struct{})}
 	s.grpc = grpc.NewServer(
 		grpc.ForceServerCodecV2(codec{&opts.Metrics.ClientBytesReceived, &opts.Metrics.ClientBytesSent}),
 		grpc.Creds(handshaken{}),
@@ -121,7 +123,7 @@ func New(opts Options) (*Server, error) {
 	s.registerAll()
 	s.wg.Go(func() {
 		// The queue ends only with Shutdown.
-		if err := s.grpc.Serve(s.conns); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
+		if err := s.grpc.Serve(s.queue); err != nil && !errors.Is(err, grpc.ErrServerStopped) {
 			opts.Logger.Error("the gRPC server ended", "error", err)
 		}
 	})
@@ -180,10 +182,10 @@ type Listener struct {
 // Serve lets in the clients of l, and returns when l fails or after Shutdown (nil).
 // It owns l.
 func (s *Server) Serve(l Listener) error {
-	m := &muxer{listener: l.Listener, replies: s.services.replies}
+	m := &muxer{listener: l.Listener, conns: s.conns}
 	protocols := []string{"h2"}
 	if !l.NoGRPC {
-		m.grpc = s.conns
+		m.grpc = s.queue
 	}
 	if l.HTTP != nil {
 		m.http = newQueue(l.Addr())
@@ -287,6 +289,8 @@ func (s *Server) stop(ctx context.Context) {
 		s.grpc.GracefulStop()
 	}()
 	s.services.endStreams()
+	// Who has connected and said nothing would be waited for.
+	s.conns.close(helloBytes - 1)
 	for _, web := range webs {
 		if web.Shutdown(ctx) != nil { // ctx is done
 			_ = web.Close()
@@ -298,11 +302,12 @@ func (s *Server) stop(ctx context.Context) {
 	select {
 	case <-graceful:
 	case <-ctx.Done():
+		s.conns.close(math.MaxInt64) // Stop alone would wait for those at their handshake
 		s.grpc.Stop()
 		<-graceful
 	}
 	close(s.done)
-	_ = s.conns.Close() // never fails
+	_ = s.queue.Close() // never fails
 	s.wg.Wait()
 }
 
@@ -321,13 +326,14 @@ func (inProcess) String() string  { return "in-process" }
 // dial connects to the server from within.
 func (s *Server) dial(ctx context.Context) (net.Conn, error) {
 	client, server := net.Pipe()
+	wrapped := s.conns.add(server)
 	select {
-	case s.conns.conns <- newConn(server, s.services.replies):
+	case s.queue.conns <- wrapped:
 		return client, nil
-	case <-s.conns.done:
+	case <-s.queue.done:
 	case <-ctx.Done():
 	}
 	_ = client.Close()
-	_ = server.Close()
+	_ = wrapped.Close()
 	return nil, kv.ErrStopped
 }
