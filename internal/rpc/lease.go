@@ -268,7 +268,7 @@ func (s leaseService) renew(ctx context.Context, id kv.LeaseID) (ttl int64, err 
 func keepAliveID(b []byte) (id kv.LeaseID, ok bool) {
 	for len(b) > 0 {
 		num, typ, n := protowire.ConsumeTag(b)
-		if n < 0 {
+		if n < 0 || num > protowire.MaxValidNumber {
 			return 0, false
 		}
 		b = b[n:]
