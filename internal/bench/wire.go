@@ -109,7 +109,8 @@ func appendRange(b, key, end []byte, f rangeFlags) []byte {
 // errTruncated is returned for a response that is no message.
 var errTruncated = errors.New("malformed response")
 
-// fields calls f with each field of message m: v of a varint field, or b of a field of bytes.
+// fields calls f with each field of message m: v of a varint field, or b, not nil, of a field of
+// bytes. Fields of other kinds are passed over.
 func fields(m []byte, f func(field protowire.Number, v uint64, b []byte) error) error {
 	for len(m) > 0 {
 		num, kind, n := protowire.ConsumeTag(m)
@@ -133,6 +134,9 @@ func fields(m []byte, f func(field protowire.Number, v uint64, b []byte) error) 
 			return errTruncated
 		}
 		m = m[n:]
+		if kind != protowire.VarintType && kind != protowire.BytesType {
+			continue
+		}
 		if err := f(num, v, sub); err != nil {
 			return err
 		}
@@ -142,11 +146,11 @@ func fields(m []byte, f func(field protowire.Number, v uint64, b []byte) error) 
 
 // rangeCounts returns how many keys a RangeResponse brought and how many it counted.
 func rangeCounts(m []byte) (kvs, count int64, err error) {
-	err = fields(m, func(field protowire.Number, v uint64, _ []byte) error {
-		switch field {
-		case 2:
+	err = fields(m, func(field protowire.Number, v uint64, b []byte) error {
+		switch {
+		case field == 2 && b != nil:
 			kvs++
-		case 4:
+		case field == 4 && b == nil:
 			count = int64(v)
 		}
 		return nil

@@ -181,6 +181,7 @@ func (c *call) dial(spec *clientv3.ConfigSpec) (*clientv3.Client, error) {
 		return nil, fail(exitBadArgs, err)
 	}
 	cfg.Context = c.base()
+	cfg.Logger = c.lg.Named("etcd-client")
 	client, err := clientv3.New(*cfg)
 	if err != nil {
 		return nil, fail(exitBadConnection, err)
@@ -246,8 +247,9 @@ func readPassword(cmd *cobra.Command) (string, error) {
 	return string(b), err
 }
 
-// newLogger returns a logger of etcdctl's form, JSON lines, that writes to w.
+// newLogger returns a logger of etcdctl's form, JSON lines, that writes to w. ETCD_CLIENT_DEBUG sets
+// its level.
 func newLogger(w io.Writer) *zap.Logger {
 	enc := zapcore.NewJSONEncoder(logutil.DefaultZapLoggerConfig.EncoderConfig)
-	return zap.New(zapcore.NewCore(enc, zapcore.Lock(zapcore.AddSync(w)), zap.InfoLevel), zap.AddCaller())
+	return zap.New(zapcore.NewCore(enc, zapcore.Lock(zapcore.AddSync(w)), clientv3.ClientLogLevel()), zap.AddCaller())
 }

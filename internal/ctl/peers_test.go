@@ -27,6 +27,7 @@ const envActAsClient = "QUORATE_CTL_TEST_CLIENT"
 // envPeers names the directory with the binaries of etcd, etcdctl and etcdutl to compare with.
 const envPeers = "QUORATE_PEERS"
 
+// TestMain runs the tests, or the client.
 func TestMain(m *testing.M) {
 	if os.Getenv(envActAsClient) != "" {
 		os.Exit(Execute(context.Background(), Command()))
@@ -57,6 +58,11 @@ func TestAgainstEtcdctl(t *testing.T) {
 	if peers == "" {
 		t.Skipf("%s is not set: no etcdctl to compare with", envPeers)
 	}
+	for _, name := range []string{"etcd", "etcdctl", "etcdutl"} {
+		if _, err := os.Stat(filepath.Join(peers, name)); err != nil {
+			t.Skipf("%s names no directory with the peers: %v", envPeers, err)
+		}
+	}
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
@@ -85,6 +91,17 @@ func TestAgainstEtcdctl(t *testing.T) {
 		}
 	}
 	t.Logf("%d invocations compared", len(steps))
+}
+
+// checkSnapshot wants etcdutl to take the snapshot that a client saved.
+func checkSnapshot(t *testing.T, peers, path string) {
+	t.Helper()
+	restored := filepath.Join(t.TempDir(), "restored")
+	for _, args := range [][]string{{"snapshot", "status", path, "-w", "json"}, {"snapshot", "restore", path, "--data-dir", restored}} {
+		if out, err := exec.Command(filepath.Join(peers, "etcdutl"), args...).CombinedOutput(); err != nil {
+			t.Errorf("etcdutl %v: %v\n%s", args, err, out)
+		}
+	}
 }
 
 // A result is what one invocation gave, without what differs from run to run.
@@ -150,6 +167,7 @@ func runSteps(t *testing.T, peers, binary string, env []string, client, peer int
 		}
 		results = append(results, r)
 	}
+	checkSnapshot(t, peers, filepath.Join(dir, "snap"))
 	return results
 }
 
