@@ -59,7 +59,7 @@ func (c *Config) validateURLs() error {
 		taken[u.Host+u.Path] = true
 	}
 	for _, u := range c.ListenClientHTTPURLs {
-		if taken[u.Host+u.Path] {
+		if taken[u.Host+u.Path] && u.Port() != "0" { // port 0 is another one each time
 			return fmt.Errorf("cannot bind both --listen-client-urls and --listen-client-http-urls on the same url %s", u.String())
 		}
 	}
