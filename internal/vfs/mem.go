@@ -129,7 +129,7 @@ func (c *crasher) entries(n *node) map[string]*node {
 // data keeps some of the pending writes, whole or in part, in any combination.
 func (c *crasher) data(n *node) []byte {
 	b := slices.Clone(n.durableData)
-	all := c.rnd.IntN(4) // 0: lose everything, 1: keep everything
+	all := c.rnd.IntN(6) // 0: lose everything, 1: keep everything
 	for _, op := range n.pendingData {
 		if all == 0 {
 			break
@@ -137,7 +137,7 @@ func (c *crasher) data(n *node) []byte {
 		if all > 1 && c.rnd.IntN(3) == 0 {
 			continue
 		}
-		if op.truncate || all == 1 || c.rnd.IntN(2) == 0 {
+		if op.truncate || all == 1 || c.rnd.IntN(4) == 0 {
 			b = op.apply(b)
 			continue
 		}

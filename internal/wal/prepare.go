@@ -1,7 +1,9 @@
 package wal
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"path/filepath"
 	"sync"
 	"time"
@@ -78,10 +80,11 @@ func (p *preparer) close() error {
 	}
 	err := p.next.f.Close()
 	p.next = space{}
-	if rerr := p.fs.Remove(filepath.Join(p.dir, preparedName)); err == nil {
-		err = rerr
+	rerr := p.fs.Remove(filepath.Join(p.dir, preparedName))
+	if errors.Is(rerr, fs.ErrNotExist) {
+		rerr = nil // it had got its name when the log broke
 	}
-	return err
+	return errors.Join(err, rerr)
 }
 
 func (p *preparer) run() {

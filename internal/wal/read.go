@@ -136,7 +136,7 @@ func (r *reader) record(off int64) (rec record, length int64, b *bad, err error)
 func (r *reader) group(off, length int64, mark record) (group, error) {
 	g := group{at: off, from: off + length}
 	n := int64(binary.LittleEndian.Uint32(mark.data))
-	want := binary.LittleEndian.Uint32(mark.data[4:])
+	want := binary.LittleEndian.Uint32(mark.data[8:])
 	g.end = g.from + n
 	if g.end > r.size {
 		return g, nil
@@ -145,7 +145,7 @@ func (r *reader) group(off, length int64, mark record) (group, error) {
 	if err != nil {
 		return g, err
 	}
-	g.whole = markCheck(mark.crc, off, rest) == want
+	g.whole = checksum(0, rest) == want
 	return g, nil
 }
 
@@ -209,19 +209,20 @@ func (r *reader) link(c *chain, g *group, off, length int64, rec record) (*bad, 
 		return nil, r.damage(off, "the checksum record says %08x, the records before it sum up to %08x", rec.crc, c.sum)
 	}
 	c.sum, c.started = rec.crc, true
-	switch len(rec.data) {
-	case 0: // etcd's, at the beginning of a segment
-	case markDataBytes:
-		if g.whole && off < g.end {
-			return nil, r.damage(off, "a write begins inside the one before it")
-		}
-		// A group that is not whole and in which another begins was torn, and its end
-		// was cut off then.
-		var err error
-		*g, err = r.group(off, length, rec)
-		return nil, err
-	default:
+	switch {
+	case len(rec.data) == 0: // etcd's, at the beginning of a segment
+		return nil, nil
+	case !isMark(rec, off):
 		return &bad{reason: "a checksum record carries data of an unknown kind", body: length - frameBytes}, nil
+	case g.whole && off < g.end:
+		return nil, r.damage(off, "a write begins inside the one before it")
 	}
-	return nil, nil
+	// If another group begins inside one that is not whole, that one was torn, and its
+	// end was cut off then.
+	var err error
+	*g, err = r.group(off, length, rec)
+	if err == nil && off == 0 && !g.whole {
+		return nil, r.damage(0, "the first write of the segment is not what was written")
+	}
+	return nil, err
 }

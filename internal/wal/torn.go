@@ -12,9 +12,9 @@ package wal
 //  2. nothing follows that was written later.
 //
 // What was written later is known exactly in a group of ours: everything after its
-// length. Where the mark of a group is itself lost, it is any later group that is whole.
-// etcd writes no marks, so behind its records it is any valid record, though that may
-// refuse a tail that was torn in several places.
+// length. Where the mark of a group is itself lost, it is any later mark. etcd writes no
+// marks, so behind its records it is any valid record, though that may refuse a tail that
+// was torn in several places.
 func (r *reader) judge(off int64, g group, b *bad, last bool) (end int64, err error) {
 	if end, err = r.lastNonzero(off); err != nil {
 		return 0, err
@@ -25,8 +25,6 @@ func (r *reader) judge(off int64, g group, b *bad, last bool) (end int64, err er
 		return 0, r.damage(0, "the segment has no beginning")
 	case inside && g.whole:
 		return 0, r.damage(off, "%s, though the write that it is part of is whole", b.reason)
-	case inside && g.at == 0:
-		return 0, r.damage(off, "%s, but the first write of a segment is on disk before the segment is used", b.reason)
 	case !last && end > off:
 		return 0, r.damage(off, "%s, and a later segment follows", b.reason)
 	case end == off:
@@ -48,7 +46,7 @@ func (r *reader) judge(off int64, g group, b *bad, last bool) (end int64, err er
 			later = g.end
 		}
 	case g.end == off:
-		later, err = r.search(off+8, end, r.isWholeGroup)
+		later, err = r.search(off+8, end, r.isMark)
 	default:
 		later, err = r.search(off+8, end, r.isRecord)
 	}
@@ -104,13 +102,9 @@ func (r *reader) search(off, end int64, found func(off int64) (bool, error)) (in
 	return -1, nil
 }
 
-func (r *reader) isWholeGroup(off int64) (bool, error) {
-	rec, length, b, err := r.record(off)
-	if err != nil || b != nil || rec.typ != typeCRC || len(rec.data) != markDataBytes {
-		return false, err
-	}
-	g, err := r.group(off, length, rec)
-	return g.whole, err
+func (r *reader) isMark(off int64) (bool, error) {
+	rec, _, b, err := r.record(off)
+	return err == nil && b == nil && isMark(rec, off), err
 }
 
 // isRecord reports whether the bytes at off are so much like a record that they must be

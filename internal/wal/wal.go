@@ -380,7 +380,7 @@ func (l *Log) write(entries []*raftpb.Entry, mark []byte) error {
 }
 
 // AppendExtraBytes is the most that an Append takes beside its entries.
-const AppendExtraBytes = markBytesMax + 2*(recordExtra+stateBytesMax)
+const AppendExtraBytes = markBytes + 2*(recordExtra+stateBytesMax)
 
 const stateBytesMax = 33
 
