@@ -48,6 +48,11 @@ var ErrExpired = errors.New("lease is over but not revoked yet")
 // goroutine. All methods may be called at the same time, but Grant, Revoke, Attach,
 // Detach, Restore and Checkpoint by the applier alone.
 type Lessor struct {
+	// OnGrant and OnRevoke, unless nil, are called after each Grant and Revoke that
+	// succeeded, for counting. They are to be set before anything else is done.
+	OnGrant  func(ttl int64)
+	OnRevoke func()
+
 	minTTL int64
 
 	mu     sync.RWMutex
@@ -93,7 +98,7 @@ func (l *Lessor) instantLocked(t time.Time) instant {
 func (l *Lessor) Restore(id kv.LeaseID, ttl, _ int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, ok := l.byID[id]; !ok {
+	if _, ok := l.byID[id]; !ok && id != kv.NoLease {
 		l.addLocked(id, ttl, 0)
 	}
 }
@@ -107,6 +112,14 @@ func (l *Lessor) Grant(id kv.LeaseID, ttl int64, now time.Time) (int64, error) {
 	case ttl > TTLMax:
 		return 0, kv.ErrLeaseTTLTooLarge
 	}
+	ttl, err := l.grant(id, ttl, now)
+	if err == nil && l.OnGrant != nil {
+		l.OnGrant(ttl)
+	}
+	return ttl, err
+}
+
+func (l *Lessor) grant(id kv.LeaseID, ttl int64, now time.Time) (int64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if _, ok := l.byID[id]; ok {
@@ -142,6 +155,9 @@ func (l *Lessor) Revoke(id kv.LeaseID) ([][]byte, error) {
 		l.clearLocked()
 	}
 	l.mu.Unlock()
+	if l.OnRevoke != nil {
+		l.OnRevoke()
+	}
 	return toBytes(keys), nil
 }
 
