@@ -97,6 +97,40 @@ var exceptions = []struct {
 		},
 	},
 	{
+		"RangeStream with a sort target but no order",
+		"etcd sorts each chunk by the target and then goes on from the wrong key; quorate says that it does not sort",
+		func(c *call, etcd, quorate *outcome) {
+			r, ok := c.req.(*pb.RangeRequest)
+			if ok && c.rpc == rpcRangeStream && r.SortTarget != pb.RangeRequest_KEY && r.SortOrder == pb.RangeRequest_NONE &&
+				quorate.status.Code() == codes.Unimplemented {
+				*quorate = *etcd
+			}
+		},
+	},
+	{
+		"HashKV without a revision after a compaction to revision 0",
+		"etcd answers for ever with the hash that it took on the way of that compaction",
+		func(c *call, etcd, quorate *outcome) {
+			req, ok := c.req.(*pb.HashKVRequest)
+			if a, ok1 := etcd.reply.(*pb.HashKVResponse); ok && ok1 && req.Revision == 0 && a.HashRevision == 0 {
+				*quorate = *etcd
+			}
+		},
+	},
+	{
+		"spaces in the errors of Status",
+		"an alarm is told in protobuf's text form, whose spacing changes with each build on purpose",
+		func(c *call, etcd, quorate *outcome) {
+			for _, o := range []*outcome{etcd, quorate} {
+				if r, ok := o.reply.(*pb.StatusResponse); ok {
+					for i, e := range r.Errors {
+						r.Errors[i] = strings.Join(strings.Fields(e), " ")
+					}
+				}
+			}
+		},
+	},
+	{
 		"sizes and log positions in Status",
 		"they say how a store keeps its data, not what it holds",
 		func(c *call, etcd, quorate *outcome) {

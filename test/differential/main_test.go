@@ -28,6 +28,7 @@ var (
 	seed     = flag.Uint64("seed", 0, "seed of the first episode, counted up for those that follow; 0 takes one from the clock")
 	steps    = flag.Int("steps", 1500, "steps of an episode")
 	only     = flag.String("only", "", "perform only these steps of the episode -seed, such as 3,9-12, and stop")
+	gather   = flag.Int("gather", 0, "go on after a difference in a call that changes nothing, until there are so many of different kinds")
 	minimize = flag.Duration("minimize", time.Minute, "how long to look for a smaller failing run; 0 for not at all")
 )
 

@@ -150,7 +150,7 @@ func (r *run) step(seed uint64, i int) error {
 		if err := r.settle(); err != nil {
 			return err
 		}
-		return r.do(newCall(rpcHashKV, &pb.HashKVRequest{}))
+		return r.do(newCall(rpcHashKV, &pb.HashKVRequest{Revision: r.rev}))
 	}
 	return nil
 }
@@ -184,12 +184,52 @@ func (r *run) doAtOnce(calls []*call) error {
 			return err
 		}
 		if d := compare(c, a.out, b.out); d != "" {
-			return errors.New(d)
+			if len(calls) == 1 || *gather == 0 {
+				return errors.New(d)
+			}
+			if err := gathered.add(c, d); err != nil {
+				return err
+			}
+			continue
 		}
 		r.agreed++
 		r.follow(c, a.out)
 	}
 	return nil
+}
+
+// gathered are differences that the run went on after, one of each kind.
+var gathered differences
+
+type differences map[string]string
+
+// add notes a difference, unless one of its kind is known: one of the same method that ends
+// in the same words.
+func (d *differences) add(c *call, text string) error {
+	if *d == nil {
+		*d = differences{}
+	}
+	kind := c.rpc.method + text[strings.LastIndexByte(text, '\n'):]
+	kind = strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' {
+			return -1
+		}
+		return r
+	}, kind)
+	(*d)[kind] = text
+	if len(*d) < *gather {
+		return nil
+	}
+	return errors.New(d.String())
+}
+
+func (d differences) String() string {
+	var all []string
+	for _, text := range d {
+		all = append(all, text)
+	}
+	slices.Sort(all)
+	return strings.Join(all, "\n")
 }
 
 // follow keeps rev and compacted up to date with what etcd answered.
@@ -285,6 +325,9 @@ func TestDifferential(t *testing.T) {
 		agreed, overtaken, revisions, episodes = agreed+r.agreed, overtaken+r.overtaken, revisions+r.rev, episodes+1
 	}
 	t.Logf("%d operations agreed, in %d episodes with %d revisions; %d watchers were overtaken by a compaction", agreed, episodes, revisions, overtaken)
+	if len(gathered) > 0 {
+		t.Fatalf("%d kinds of difference\n%v", len(gathered), gathered)
+	}
 	if agreed == 0 {
 		t.Fatal("no operation was performed")
 	}

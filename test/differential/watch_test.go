@@ -488,7 +488,8 @@ func (r *run) requestProgress(g *gen) error {
 			return nil
 		})
 	}
-	return r.each(stream, func(w *watchStream) error {
+	overtaken := false
+	err := r.each(stream, func(w *watchStream) error {
 		// Dropped silently while a watcher is not synced yet: ask again, as clients do.
 		for try := 0; ; try++ {
 			if err := w.drain(); err != nil {
@@ -496,6 +497,12 @@ func (r *run) requestProgress(g *gen) error {
 			}
 			if len(w.progress) > 0 {
 				break
+			}
+			if len(w.canceled) > 0 {
+				// A compaction has overtaken a watcher meanwhile, and while its id is not canceled
+				// too, etcd does not answer.
+				overtaken = true
+				return nil
 			}
 			select {
 			case <-w.arrived:
@@ -530,13 +537,23 @@ func (r *run) requestProgress(g *gen) error {
 		}
 		return nil
 	})
+	if err != nil || !overtaken {
+		return err
+	}
+	// Answers that were asked for may still come, so the stream is of no more use.
+	r.overtaken++
+	return r.dropStream(stream)
 }
 
 func (r *run) closeStream(g *gen) error {
 	if err := r.settle(); err != nil {
 		return err
 	}
-	stream := g.IntN(episodeStreams)
+	return r.dropStream(g.IntN(episodeStreams))
+}
+
+// dropStream closes both ends of a stream and forgets its watchers.
+func (r *run) dropStream(stream int) error {
 	r.logf("stream %d: close", stream)
 	kept := r.watchers[:0:0]
 	for _, w := range r.watchers {
