@@ -130,13 +130,6 @@ func Start(ctx context.Context, cfg *Config, log *slog.Logger) (_ *Server, err e
 func (s *Server) startNode() error {
 	c := s.cfg
 	s.metrics = metrics.New(c.Metrics == "extensive")
-	for _, f := range config.AllFeatures() {
-		var on int64
-		if c.Features.Enabled(f.Name) {
-			on = 1
-		}
-		s.metrics.FeatureEnabled.With(f.Name, f.Stage).Set(on)
-	}
 	age, revisions, err := c.Compaction()
 	if err != nil {
 		return err
@@ -166,9 +159,7 @@ func (s *Server) startNode() error {
 	if err != nil {
 		return err
 	}
-	id := fmt.Sprintf("%x", s.node.MemberID())
-	s.metrics.KnownPeers.With(id, id).Set(1)
-
+	s.measure(s.node)
 	s.rpc, err = rpc.New(rpc.Options{
 		Backend:              s.node,
 		Status:               func() rpc.Status { return rpc.Status(s.node.Status()) },

@@ -97,7 +97,9 @@ func TestServe(t *testing.T) {
 	cfg := testConfig(t)
 	s := start(t, cfg)
 	c := client(t, s.Endpoints()[0], nil)
+	w := c.Watch(t.Context(), "a", clientv3.WithRev(1))
 	putGet(t, c, "a", "1")
+	<-w
 
 	metricsURL := s.MetricsURLs()[0]
 	for _, tt := range []struct{ url, body string }{
@@ -122,6 +124,8 @@ func TestServe(t *testing.T) {
 	}
 	_, body := fetch(t, http.DefaultClient, metricsURL+"/metrics")
 	for _, want := range []string{
+		`etcd_cluster_version{cluster_version="3.7"} 1`, "etcd_debugging_mvcc_keys_total 1", "etcd_debugging_mvcc_current_revision 2",
+		"etcd_debugging_mvcc_watcher_total 1", "etcd_debugging_mvcc_watch_stream_total 1", "etcd_debugging_mvcc_events_total 1",
 		"etcd_server_has_leader 1", "etcd_server_is_leader 1", `etcd_server_version{server_version="3.7.1"} 1`,
 		"etcd_server_quota_backend_bytes 2.147483648e+09", `etcd_server_feature_enabled{name="FastLeaseKeepAlive",stage="BETA"} 1`,
 		`grpc_server_handled_total{grpc_code="OK",grpc_method="Put",grpc_service="etcdserverpb.KV",grpc_type="unary"} 1`,

@@ -34,6 +34,17 @@ func (v view) Read(ctx context.Context, serializable bool) error {
 	return etcdError(err)
 }
 
+// keyCount is how many keys there are, at no more than the cost of a lookup.
+func keyCount(n *node.Node) int64 {
+	v := n.View()
+	defer v.Release()
+	found, err := v.Range(&kv.Range{Span: kv.Span{Key: []byte{0}, End: []byte{0}}, CountOnly: true}, func([]byte) {})
+	if err != nil {
+		return 0 // not of the newest revision
+	}
+	return found.Count
+}
+
 // etcdError gives an error of the member the prefix that etcd's have in probes.
 func etcdError(err error) error {
 	if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {

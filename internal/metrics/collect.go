@@ -77,8 +77,8 @@ func (s *Set) Collect(ch chan<- prometheus.Metric) {
 		case *Gauge:
 			ch <- number(f.desc, prometheus.GaugeValue, m.Value())
 		case *Info:
-			if v := m.value.Load(); v != nil {
-				ch <- number(f.desc, prometheus.GaugeValue, 1, *v)
+			if v := m.Value(); v != "" {
+				ch <- number(f.desc, prometheus.GaugeValue, 1, v)
 			}
 		case *Histogram:
 			ch <- m.metric(f.desc)

@@ -20,8 +20,12 @@ import (
 	"time"
 )
 
-// Counter counts up. The zero Counter is ready.
-type Counter struct{ n atomic.Uint64 }
+// Counter counts up. The zero Counter is ready. Like a Gauge it may instead be asked for
+// when the metrics are collected, by who counts already.
+type Counter struct {
+	n    atomic.Uint64
+	read atomic.Pointer[func() uint64]
+}
 
 // Inc adds one.
 func (c *Counter) Inc() { c.n.Add(1) }
@@ -29,8 +33,17 @@ func (c *Counter) Inc() { c.n.Add(1) }
 // Add adds n.
 func (c *Counter) Add(n uint64) { c.n.Add(n) }
 
+// Read makes the counter what fn returns, which must never fall, on top of what is added.
+func (c *Counter) Read(fn func() uint64) { c.read.Store(&fn) }
+
 // Value is the count now.
-func (c *Counter) Value() uint64 { return c.n.Load() }
+func (c *Counter) Value() uint64 {
+	n := c.n.Load()
+	if fn := c.read.Load(); fn != nil {
+		n += (*fn)()
+	}
+	return n
+}
 
 // Gauge is a number that goes up and down. It is either set by its owner or, after
 // Read, asked for when the metrics are collected. The zero Gauge reads 0.
@@ -58,11 +71,22 @@ func (g *Gauge) Value() float64 {
 }
 
 // Info is a gauge that is always 1 and says something by its one label. Nothing is
-// exported before the first Set.
-type Info struct{ value atomic.Pointer[string] }
+// exported while the label is "", as at first.
+type Info struct{ read atomic.Pointer[func() string] }
 
 // Set makes value the label's value.
-func (i *Info) Set(value string) { i.value.Store(&value) }
+func (i *Info) Set(value string) { i.Read(func() string { return value }) }
+
+// Read makes the label's value what fn returns at the time of each collection.
+func (i *Info) Read(fn func() string) { i.read.Store(&fn) }
+
+// Value is the label's value now.
+func (i *Info) Value() string {
+	if fn := i.read.Load(); fn != nil {
+		return (*fn)()
+	}
+	return ""
+}
 
 // Histogram counts observations by size. Its buckets are set when its Set is made.
 type Histogram struct {
