@@ -62,15 +62,33 @@ func (f TLSFiles) credentials() (credentials.TransportCredentials, error) {
 }
 
 // A pool is a fixed number of connections to a server, spread evenly over its endpoints.
-type pool struct{ conns []*grpc.ClientConn }
+type pool struct {
+	lean  []*leanConn        // for single calls without TLS
+	conns []*grpc.ClientConn // for streams, and for all calls with TLS
+}
 
-// dialPool opens n connections and waits until each is ready.
-func dialPool(ctx context.Context, endpoints []string, n int, files TLSFiles) (*pool, error) {
+// dialPool opens n connections and waits until each is ready. Streams ask for gRPC's own client, as
+// does TLS.
+func dialPool(ctx context.Context, endpoints []string, n int, files TLSFiles, streams bool) (*pool, error) {
+	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
+	defer cancel()
+	p := &pool{}
+	if files.empty() {
+		for i := range n {
+			c := newLeanConn(hostPort(endpoints[i%len(endpoints)]))
+			p.lean = append(p.lean, c)
+			if _, err := c.get(ctx); err != nil {
+				return nil, errors.Join(fmt.Errorf("connect to %s: %w", c.endpoint, err), p.close())
+			}
+		}
+		if !streams {
+			return p, nil
+		}
+	}
 	creds, err := files.credentials()
 	if err != nil {
 		return nil, err
 	}
-	p := &pool{}
 	for i := range n {
 		conn, err := grpc.NewClient("passthrough:///"+hostPort(endpoints[i%len(endpoints)]),
 			grpc.WithTransportCredentials(creds),
@@ -84,8 +102,6 @@ func dialPool(ctx context.Context, endpoints []string, n int, files TLSFiles) (*
 		p.conns = append(p.conns, conn)
 		conn.Connect()
 	}
-	ctx, cancel := context.WithTimeout(ctx, connectTimeout)
-	defer cancel()
 	for i, conn := range p.conns {
 		for s := conn.GetState(); s != connectivity.Ready; s = conn.GetState() {
 			if s == connectivity.Idle {
@@ -107,30 +123,58 @@ func hostPort(endpoint string) string {
 	return endpoint
 }
 
-// conn returns the connection of client i.
-func (p *pool) conn(i int) *grpc.ClientConn { return p.conns[i%len(p.conns)] }
+// stream opens a stream for client i, on the connection that is its own.
+func (p *pool) stream(ctx context.Context, i int, method string) (*stream, error) {
+	return openStream(ctx, p.conns[i%len(p.conns)], method)
+}
+
+// caller returns the means of client i.
+func (p *pool) caller(i int, timeout time.Duration) caller {
+	c := caller{timeout: timeout}
+	if len(p.lean) == 0 {
+		c.grpc = p.conns[i%len(p.conns)]
+		return c
+	}
+	c.lean = p.lean[i%len(p.lean)]
+	c.state = &leanCall{done: make(chan struct{}, 1)}
+	c.timer = time.NewTimer(timeout)
+	c.timer.Stop()
+	return c
+}
 
 func (p *pool) close() error {
 	var errs []error
+	for _, c := range p.lean {
+		errs = append(errs, c.close())
+	}
 	for _, c := range p.conns {
 		errs = append(errs, c.Close())
 	}
 	return errors.Join(errs...)
 }
 
-// A caller makes the calls of one client, one at a time, and reuses memory between them.
+// A caller makes the calls of one client, one at a time, and reuses memory between them. It is
+// copied before its first call only.
 type caller struct {
-	conn    *grpc.ClientConn
 	timeout time.Duration
 	req     []byte // the request that is built; dropped when a call failed, since gRPC may still hold it
 	resp    []byte // the last response
+
+	grpc *grpc.ClientConn // nil: use lean
+
+	lean  *leanConn
+	state *leanCall
+	timer *time.Timer
 }
 
 // call sends c.req and leaves the answer in c.resp.
 func (c *caller) call(ctx context.Context, method string) error {
+	if c.grpc == nil {
+		return c.lean.call(ctx, c.state, method, c.req, &c.resp, c.timer, c.timeout)
+	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	if err := c.conn.Invoke(ctx, method, c.req, &c.resp); err != nil {
+	if err := c.grpc.Invoke(ctx, method, c.req, &c.resp); err != nil {
 		c.req = nil
 		return err
 	}

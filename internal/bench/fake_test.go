@@ -46,7 +46,7 @@ type fakeWatch struct {
 }
 
 // startFake starts a server that ends with the test.
-func startFake(t *testing.T) *fakeServer {
+func startFake(t testing.TB) *fakeServer {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

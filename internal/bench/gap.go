@@ -156,7 +156,7 @@ func (g *gapRun) write(ctx context.Context, i int, c client) {
 // measureGaps runs the measurement of cfg; the command writes to output.
 func measureGaps(ctx context.Context, cfg *GapConfig, output io.Writer) (_ *GapReport, err error) {
 	load := cfg.load()
-	p, err := dialPool(ctx, cfg.Endpoints, cfg.Writers, cfg.TLS)
+	p, err := dialPool(ctx, cfg.Endpoints, cfg.Writers, cfg.TLS, false)
 	if err != nil {
 		return nil, err
 	}

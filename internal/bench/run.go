@@ -232,7 +232,7 @@ func (l *load) runAll(ctx context.Context, clients []client) time.Duration {
 
 // runOnce runs the load of cfg once on srv.
 func runOnce(ctx context.Context, cfg *Config, srv Server, progress *progressLine) (_ *Result, err error) {
-	p, err := dialPool(ctx, srv.Endpoints, cfg.Conns, cfg.TLS)
+	p, err := dialPool(ctx, srv.Endpoints, cfg.Conns, cfg.TLS, cfg.streams())
 	if err != nil {
 		return nil, err
 	}

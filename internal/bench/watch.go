@@ -57,7 +57,7 @@ func (w *watchLoad) prepare(ctx context.Context, progress io.Writer) error {
 	ready := make(chan error, w.cfg.WatchStreams)
 	for i := range w.cfg.WatchStreams {
 		// The streams outlive ctx's end: finish ends them.
-		s, err := openStream(context.WithoutCancel(ctx), w.pool.conn(i), methodWatch)
+		s, err := w.pool.stream(context.WithoutCancel(ctx), i, methodWatch)
 		if err != nil {
 			return errors.Join(err, w.stop())
 		}

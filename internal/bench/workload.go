@@ -84,6 +84,11 @@ type common struct {
 	pool *pool
 }
 
+// streams tells whether the load of cfg needs streams.
+func (c *Config) streams() bool {
+	return c.Workload == "watch" || c.Workload == "lease" && c.LeaseOp == leaseKeepAlive
+}
+
 // newWorkload returns the workload that cfg names.
 func newWorkload(cfg *Config, p *pool) (workload, error) {
 	c := common{cfg: cfg, keys: newKeyspace(cfg), pool: p}
@@ -110,7 +115,7 @@ func newWorkload(cfg *Config, p *pool) (workload, error) {
 
 // caller returns the means of client i, and its source of chance.
 func (c *common) caller(i int) (caller, *rand.Rand) {
-	return caller{conn: c.pool.conn(i), timeout: c.cfg.Timeout}, rand.New(rand.NewPCG(c.cfg.Seed, uint64(i)+1))
+	return c.pool.caller(i, c.cfg.Timeout), rand.New(rand.NewPCG(c.cfg.Seed, uint64(i)+1))
 }
 
 func (c *common) prepare(context.Context, io.Writer) error { return nil }
@@ -366,7 +371,7 @@ func (w *leaseLoad) client(ctx context.Context, i int) (client, error) {
 	if err != nil {
 		return nil, err
 	}
-	stream, err := openStream(ctx, call.conn, methodKeepAlive)
+	stream, err := w.pool.stream(ctx, i, methodKeepAlive)
 	if err != nil {
 		return nil, err
 	}
