@@ -26,6 +26,9 @@ import (
 // data, the peers and the process itself.
 const fdReserve = 150
 
+// plainConnsMax is how many connections the peer and metrics ports may have together.
+const plainConnsMax = 512
+
 // socket is a bound URL.
 type socket struct {
 	net.Listener
@@ -87,7 +90,7 @@ func (s *Server) listen() (err error) {
 	if s.tls.client, err = s.loadTLS("client", c.ClientTLS, c.ClientAutoTLS, clientURLs); err != nil {
 		return err
 	}
-	limit, err := connLimit()
+	clientSlots, plainSlots, err := connSlots()
 	if err != nil {
 		return err
 	}
@@ -96,7 +99,7 @@ func (s *Server) listen() (err error) {
 		if err != nil {
 			return err
 		}
-		l.Listener = newLimited(l.Listener, limit)
+		l.Listener = newLimited(l.Listener, clientSlots)
 		s.clients = append(s.clients, clientListener{l, i >= len(c.ListenClientURLs)})
 	}
 	for _, group := range []struct {
@@ -109,6 +112,7 @@ func (s *Server) listen() (err error) {
 			if err != nil {
 				return err
 			}
+			l.Listener = newLimited(l.Listener, plainSlots)
 			p := &plainServer{socket: l, kind: group.kind}
 			if config.Secure(u) {
 				p.tls = group.tls
@@ -252,21 +256,25 @@ func (s *Server) serve(what string, fn func() error) {
 	})
 }
 
-// connLimit is how many client connections one listener may have open, 0 for any number.
-func connLimit() (int, error) {
+// connSlots are how many connections may be open at a time, one slot each: of clients, on
+// all client listeners together, and on the peer and metrics ports together. They follow
+// from the limit of file descriptors. nil is no bound.
+func connSlots() (client, plain chan struct{}, err error) {
 	var l syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil || l.Cur > 1<<30 {
-		return 0, nil // unknown or unlimited
+		return nil, nil, nil // unknown or unlimited
 	}
 	if l.Cur <= fdReserve {
-		return 0, fmt.Errorf("file descriptor limit of etcd process is too low; please set higher (limit %d, recommended more than %d)", l.Cur, fdReserve)
+		return nil, nil, fmt.Errorf("file descriptor limit of etcd process is too low; please set higher (limit %d, recommended more than %d)", l.Cur, fdReserve)
 	}
-	return int(l.Cur) - fdReserve, nil
+	n := int(l.Cur) - fdReserve
+	probes := max(1, min(plainConnsMax, n/8))
+	return make(chan struct{}, max(1, n-probes)), make(chan struct{}, probes), nil
 }
 
-// limited is a listener that lets at most a number of connections be open at a time: the
-// next ones wait in the kernel's queue, so that the files of the data can always be
-// opened.
+// limited is a listener whose connections each hold a slot. Without a free one it keeps
+// the next connection waiting, and the kernel those after it, so that the files of the
+// data can always be opened.
 type limited struct {
 	net.Listener
 	slots     chan struct{}
@@ -274,25 +282,24 @@ type limited struct {
 	closeOnce sync.Once
 }
 
-func newLimited(l net.Listener, n int) net.Listener {
-	if n == 0 {
+func newLimited(l net.Listener, slots chan struct{}) net.Listener {
+	if slots == nil {
 		return l
 	}
-	return &limited{Listener: l, slots: make(chan struct{}, n), done: make(chan struct{})}
+	return &limited{Listener: l, slots: slots, done: make(chan struct{})}
 }
 
 func (l *limited) Accept() (net.Conn, error) {
-	select {
-	case l.slots <- struct{}{}:
-	case <-l.done:
-		return nil, net.ErrClosed
-	}
 	c, err := l.Listener.Accept()
 	if err != nil {
-		<-l.slots
 		return nil, err
 	}
-	return &limitedConn{Conn: c, release: func() { <-l.slots }}, nil
+	select {
+	case l.slots <- struct{}{}:
+		return &limitedConn{Conn: c, release: func() { <-l.slots }}, nil
+	case <-l.done:
+		return nil, errors.Join(net.ErrClosed, c.Close())
+	}
 }
 
 func (l *limited) Close() error {

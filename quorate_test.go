@@ -3,12 +3,18 @@ package quorate
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"io"
 	"log/slog"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -216,6 +222,106 @@ func TestAutoTLS(t *testing.T) {
 	}
 }
 
+// Clients with certificates, and a new authority while the server runs.
+func TestClientCertificates(t *testing.T) {
+	dir := t.TempDir()
+	caA, caB := newCA(t), newCA(t)
+	cfg := testConfig(t)
+	cfg.ListenClientURLs = urls(t, "https://127.0.0.1:0")
+	cfg.AdvertiseClientURLs = urls(t, "https://127.0.0.1:2379")
+	cfg.ClientTLS.CertFile, cfg.ClientTLS.KeyFile = caA.issue(t, dir, "server")
+	cfg.ClientTLS.ClientCertAuth = true
+	cfg.ClientTLS.TrustedCAFile = filepath.Join(dir, "ca.pem")
+	writePEM(t, cfg.ClientTLS.TrustedCAFile, "CERTIFICATE", caA.cert.Raw)
+	s := start(t, cfg)
+
+	roots := x509.NewCertPool()
+	roots.AddCert(caA.cert)
+	with := func(ca *ca, name string) *tls.Config {
+		pair, err := tls.LoadX509KeyPair(ca.issue(t, dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &tls.Config{RootCAs: roots, Certificates: []tls.Certificate{pair}}
+	}
+	refused := func(why string, conf *tls.Config) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := client(t, s.Endpoints()[0], conf).Put(ctx, "a", "1"); err == nil {
+			t.Errorf("%s was let in", why)
+		}
+	}
+	putGet(t, client(t, s.Endpoints()[0], with(caA, "a")), "a", "1")
+	refused("a client without a certificate", &tls.Config{RootCAs: roots})
+	refused("a client of another authority", with(caB, "b"))
+
+	writePEM(t, cfg.ClientTLS.TrustedCAFile, "CERTIFICATE", caB.cert.Raw)
+	putGet(t, client(t, s.Endpoints()[0], with(caB, "b")), "a", "2")
+	refused("a client of the former authority", with(caA, "a"))
+}
+
+// ca is a certificate authority.
+type ca struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+}
+
+func newCA(t *testing.T) *ca {
+	t.Helper()
+	key, der := certify(t, &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"}, NotAfter: time.Now().Add(time.Hour),
+		IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}, nil)
+	cert, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &ca{cert, key}
+}
+
+// issue writes a certificate for 127.0.0.1 and its key.
+func (c *ca) issue(t *testing.T, dir, name string) (certFile, keyFile string) {
+	t.Helper()
+	key, der := certify(t, &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	}, c)
+	certFile, keyFile = filepath.Join(dir, name+".pem"), filepath.Join(dir, name+"-key.pem")
+	keyDER, err := x509.MarshalECPrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writePEM(t, certFile, "CERTIFICATE", der)
+	writePEM(t, keyFile, "EC PRIVATE KEY", keyDER)
+	return certFile, keyFile
+}
+
+// certify signs tmpl by the authority, or by itself if that is nil.
+func certify(t *testing.T, tmpl *x509.Certificate, by *ca) (*ecdsa.PrivateKey, []byte) {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if by == nil {
+		by = &ca{tmpl, key}
+	}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, by.cert, &key.PublicKey, by.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key, der
+}
+
+func writePEM(t *testing.T, name, kind string, der []byte) {
+	t.Helper()
+	if err := os.WriteFile(name, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestUnixSocketAndSplitHTTP(t *testing.T) {
 	dir, err := os.MkdirTemp("", "q") // t.TempDir's names are too long for a socket
 	if err != nil {
@@ -319,7 +425,7 @@ func TestLimitedListener(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := newLimited(inner, 2)
+	l := newLimited(inner, make(chan struct{}, 2))
 	accepted := make(chan net.Conn)
 	ended := make(chan error, 1)
 	go func() {
@@ -351,6 +457,12 @@ func TestLimitedListener(t *testing.T) {
 	conns[0].Close()
 	conns[0].Close() // must not make room twice
 	<-accepted
+	// Closing ends Accept also while it holds a connection that waits.
+	c, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
 	if err := l.Close(); err != nil {
 		t.Fatal(err)
 	}

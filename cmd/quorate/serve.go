@@ -64,6 +64,7 @@ func serve(args, flags, environ []string) int {
 		}
 		return exitFailed
 	}
+	takeOverLogs(log)
 	return runServer(parsed.Config, log)
 }
 

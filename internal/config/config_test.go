@@ -423,6 +423,7 @@ func TestRefused(t *testing.T) {
 		{"--listen-metrics-urls https://127.0.0.1:1", false, "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url"},
 		{"--compact-hash-check-time=0", false, "--compact-hash-check-time must be >0 (set to 0s)"},
 		// What etcd does not say.
+		{"gateway start", true, "etcd's gateway is not a part of quorate; etcd's own works with it"},
 		{"--date-dir=x", true, "flag provided but not defined: -date-dir\ndid you mean --data-dir?"},
 		{"--advertise-client-url=x", true, "flag provided but not defined: -advertise-client-url\ndid you mean --advertise-client-urls?"},
 		{"--discovery=x", true, "flag provided but not defined: -discovery\netcd's v2 discovery is gone; name the members with --initial-cluster"},

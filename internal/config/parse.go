@@ -40,8 +40,10 @@ func Parse(args, environ []string) (*Parsed, error) {
 	case err != nil:
 		return nil, &UsageError{t.explain(err)}
 	}
-	if t.fs.NArg() > 0 {
-		return nil, fmt.Errorf("%q is not a valid flag", t.fs.Arg(0))
+	if arg := t.fs.Arg(0); arg == "gateway" || arg == "grpc-proxy" {
+		return nil, &UsageError{fmt.Errorf("etcd's %s is not a part of quorate; etcd's own works with it", arg)}
+	} else if arg != "" || t.fs.NArg() > 0 {
+		return nil, fmt.Errorf("%q is not a valid flag", arg)
 	}
 	if t.version {
 		return &Parsed{Version: true}, nil
