@@ -65,7 +65,7 @@ func (f *fields) done(varints, lens uint64) bool {
 	return !f.bad && len(f.b) == 0 && f.seen&^varints == 0 && f.lens&^lens == 0
 }
 
-// entryHead is an entry but for the bytes of its Data, which come last.
+// appendEntryHead appends an entry but for the bytes of its Data, which come last.
 func appendEntryHead(b []byte, e *raftpb.Entry) []byte {
 	if e.Type != nil {
 		b = append(b, 0x08)
@@ -88,18 +88,6 @@ func appendEntryHead(b []byte, e *raftpb.Entry) []byte {
 
 // entryHeadMax bounds what appendEntryHead appends.
 const entryHeadMax = 11 + 11 + 11 + 6
-
-// appendEntry appends the record of an entry; its data is copied once.
-func appendEntry(b []byte, crc uint32, e *raftpb.Entry) ([]byte, uint32) {
-	var space [entryHeadMax]byte
-	head := appendEntryHead(space[:0], e)
-	crc = checksum(checksum(crc, head), e.Data)
-	start := len(b)
-	b = appendHead(b, typeEntry, crc, len(head)+len(e.Data))
-	b = append(b, head...)
-	b = append(b, e.Data...)
-	return appendPad(b, start), crc
-}
 
 // EntryBytes is the most that an entry takes in the log, for comparing with Room.
 func EntryBytes(e *raftpb.Entry) int64 {
@@ -188,17 +176,17 @@ func (s *entrySlab) entry(v entryView) *raftpb.Entry {
 	return &se.e
 }
 
-func appendState(b []byte, term, vote, commit uint64) []byte {
-	b = append(b, 0x08)
-	b = binary.AppendUvarint(b, term)
-	b = append(b, 0x10)
-	b = binary.AppendUvarint(b, vote)
-	b = append(b, 0x18)
-	return binary.AppendUvarint(b, commit)
-}
-
 // state is a hard state by value.
 type state struct{ term, vote, commit uint64 }
+
+func appendState(b []byte, s state) []byte {
+	b = append(b, 0x08)
+	b = binary.AppendUvarint(b, s.term)
+	b = append(b, 0x10)
+	b = binary.AppendUvarint(b, s.vote)
+	b = append(b, 0x18)
+	return binary.AppendUvarint(b, s.commit)
+}
 
 func stateOf(hs *raftpb.HardState) state {
 	return state{hs.GetTerm(), hs.GetVote(), hs.GetCommit()}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"hash/crc32"
 	"math/bits"
+
+	"go.etcd.io/raft/v3/raftpb"
 )
 
 // A record on disk, at a multiple of 8 bytes:
@@ -70,13 +72,35 @@ var zeros8 [8]byte
 // appendPad fills b up to the next multiple of 8, counted from start.
 func appendPad(b []byte, start int) []byte { return append(b, zeros8[:-(len(b)-start)&7]...) }
 
-// appendRecord appends a record with data and returns the sum that now stands.
-func appendRecord(b []byte, typ byte, crc uint32, data []byte) ([]byte, uint32) {
-	crc = checksum(crc, data)
+// encoder appends records whose checksums continue a chain.
+type encoder struct {
+	sum   uint32 // of the data of all records so far
+	space [64]byte
+}
+
+// record appends a record with data.
+func (c *encoder) record(b []byte, typ byte, data []byte) []byte {
+	c.sum = checksum(c.sum, data)
 	start := len(b)
-	b = appendHead(b, typ, crc, len(data))
+	b = appendHead(b, typ, c.sum, len(data))
 	b = append(b, data...)
-	return appendPad(b, start), crc
+	return appendPad(b, start)
+}
+
+// entry appends the record of an entry, whose Data is copied once.
+func (c *encoder) entry(b []byte, e *raftpb.Entry) []byte {
+	head := appendEntryHead(c.space[:0], e)
+	c.sum = checksum(checksum(c.sum, head), e.Data)
+	start := len(b)
+	b = appendHead(b, typeEntry, c.sum, len(head)+len(e.Data))
+	b = append(b, head...)
+	b = append(b, e.Data...)
+	return appendPad(b, start)
+}
+
+// state appends the record of a hard state.
+func (c *encoder) state(b []byte, s state) []byte {
+	return c.record(b, typeState, appendState(c.space[:0], s))
 }
 
 // record is a decoded record; data is part of what it was decoded from.

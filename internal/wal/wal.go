@@ -88,8 +88,8 @@ type Log struct {
 
 	// The log writer's.
 	tail    *segment
-	off     int64  // where the records of the tail end
-	sum     uint32 // of the data of all records
+	off     int64 // where the records of the tail end
+	enc     encoder
 	last    uint64 // index of the last entry or mark
 	state   state  // the newest one, written or not
 	written state  // the newest one in the file
@@ -156,8 +156,8 @@ func (l *Log) createIn(tmp string, f vfs.File, filled int64) error {
 		return err
 	}
 	b := appendMark(nil, 0)
-	b, l.sum = appendRecord(b, typeMetadata, l.sum, l.header)
-	b, l.sum = appendRecord(b, typeSnapshot, l.sum, mark)
+	b = l.enc.record(b, typeMetadata, l.header)
+	b = l.enc.record(b, typeSnapshot, mark)
 	sealMark(b, 0, 0)
 	if _, err := f.WriteAt(b, 0); err != nil {
 		return err
@@ -248,7 +248,7 @@ func (l *Log) recover(segs []*segment, synced uint64) (*Recovered, space, error)
 	if err != nil {
 		return nil, space{}, err
 	}
-	l.header, l.sum, l.last = p.metadata, c.sum, p.last
+	l.header, l.enc.sum, l.last = p.metadata, c.sum, p.last
 	l.written = p.state
 	l.state = p.state
 	l.mu.mark = rec.Snapshot.Index
@@ -387,21 +387,15 @@ const stateBytesMax = 33
 // records appends the records of a group to b.
 func (l *Log) records(b []byte, entries []*raftpb.Entry, mark []byte) []byte {
 	for _, e := range entries {
-		b, l.sum = appendEntry(b, l.sum, e)
+		b = l.enc.entry(b, e)
 	}
 	if l.state != l.written {
-		b = l.stateRecord(b)
+		b = l.enc.state(b, l.state)
+		l.written = l.state
 	}
 	if mark != nil {
-		b, l.sum = appendRecord(b, typeSnapshot, l.sum, mark)
+		b = l.enc.record(b, typeSnapshot, mark)
 	}
-	return b
-}
-
-func (l *Log) stateRecord(b []byte) []byte {
-	var space [stateBytesMax]byte
-	b, l.sum = appendRecord(b, typeState, l.sum, appendState(space[:0], l.state.term, l.state.vote, l.state.commit))
-	l.written = l.state
 	return b
 }
 
@@ -409,7 +403,7 @@ func (l *Log) writeTail(entries []*raftpb.Entry, mark []byte, size int64) error 
 	if err := l.prep.waitTail(l.off + size); err != nil {
 		return err
 	}
-	sum, b := l.sum, l.buf[:0]
+	sum, b := l.enc.sum, l.buf[:0]
 	if l.opts.NoSync {
 		// A mark would say that what comes before it is on disk.
 		b = l.records(b, entries, mark)
@@ -450,17 +444,16 @@ func (l *Log) writeNext(entries []*raftpb.Entry, mark []byte, size int64) error 
 	}
 	next := &segment{seq: l.tail.seq + 1, first: l.last + 1, f: f}
 	next.name = segmentName(next.seq, next.first)
-	sum, b := l.sum, l.buf[:0]
+	sum, b := l.enc.sum, l.buf[:0]
 	if l.opts.NoSync {
-		b, _ = appendRecord(b, typeCRC, sum, nil)
+		b = l.enc.record(b, typeCRC, nil)
 	} else {
 		b = appendMark(b, sum)
 	}
-	b, l.sum = appendRecord(b, typeMetadata, l.sum, l.header)
+	b = l.enc.record(b, typeMetadata, l.header)
 	if l.written != (state{}) {
 		// The state as it was before the group: what comes after it may still be torn.
-		var space [stateBytesMax]byte
-		b, l.sum = appendRecord(b, typeState, l.sum, appendState(space[:0], l.written.term, l.written.vote, l.written.commit))
+		b = l.enc.state(b, l.written)
 	}
 	b = l.records(b, entries, mark)
 	if !l.opts.NoSync {

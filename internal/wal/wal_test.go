@@ -108,10 +108,11 @@ func TestEntryEncoding(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		b, crc := appendEntry(nil, 5, e)
+		enc := encoder{sum: 5}
+		b := enc.entry(nil, e)
 		body, _, ok := unframe(uint64(b[0]) | uint64(b[1])<<8 | uint64(b[2])<<16 | uint64(b[7])<<56)
 		rec, err := parseBody(b[frameBytes:][:body])
-		if err != nil || !ok || !bytes.Equal(rec.data, want) || rec.crc != checksum(5, want) || crc != rec.crc {
+		if err != nil || !ok || !bytes.Equal(rec.data, want) || rec.crc != checksum(5, want) || enc.sum != rec.crc {
 			t.Errorf("%d: got %x, want %x, %v", i, rec.data, want, err)
 		}
 		if len(b)%8 != 0 || int64(len(b)) > EntryBytes(e) {
