@@ -15,6 +15,8 @@ export QUORATE_PEERS
 # Modules under test/ that have tests. test/peers is only what builds the peers.
 TEST_MODULES := $(filter-out test/peers,$(patsubst %/go.mod,%,$(wildcard test/go.mod test/*/go.mod)))
 
+STATICCHECK = $(GO) tool -modfile=$(CURDIR)/tools/go.mod staticcheck
+
 .PHONY: build test unit fmt vet staticcheck peers peer-tests fuzz clean
 
 build:
@@ -30,11 +32,10 @@ fmt:
 	if [ -n "$$out" ]; then echo "not formatted (run gofmt -w):"; echo "$$out"; exit 1; fi
 
 vet:
-	$(GO) vet ./...
-	set -e; for m in $(TEST_MODULES); do (cd $$m && $(GO) vet ./...); done
+	set -e; for m in . $(TEST_MODULES); do (cd $$m && $(GO) vet ./...); done
 
 staticcheck:
-	$(GO) tool -modfile=tools/go.mod staticcheck ./...
+	set -e; for m in . $(TEST_MODULES); do (cd $$m && $(STATICCHECK) ./...); done
 
 peers:
 	sh test/peers/build.sh "$(QUORATE_PEERS)"
