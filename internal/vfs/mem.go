@@ -316,6 +316,10 @@ func (m *Mem) Rename(from, to string) error {
 		return &fs.PathError{Op: "rename", Path: from, Err: fs.ErrNotExist}
 	case target == n:
 		return nil
+	case target != nil && target.dir != nil && n.dir == nil:
+		return &fs.PathError{Op: "rename", Path: to, Err: syscall.EISDIR}
+	case target != nil && target.dir == nil && n.dir != nil:
+		return &fs.PathError{Op: "rename", Path: to, Err: syscall.ENOTDIR}
 	case target != nil && len(target.dir) > 0:
 		return &fs.PathError{Op: "rename", Path: to, Err: syscall.ENOTEMPTY}
 	case target != nil:

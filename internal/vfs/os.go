@@ -106,12 +106,12 @@ func (f osFile) control(fn func(fd int) error) error {
 		return err
 	}
 	var ferr error
-	if err := raw.Control(func(fd uintptr) {
+	if raw.Control(func(fd uintptr) {
 		for ferr = unix.EINTR; errors.Is(ferr, unix.EINTR); {
 			ferr = fn(int(fd))
 		}
-	}); err != nil {
-		return err
+	}) != nil {
+		return fs.ErrClosed // Control fails for no other reason
 	}
 	return ferr
 }
