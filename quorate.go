@@ -153,6 +153,7 @@ func (s *Server) startNode() error {
 		ProgressInterval:    c.ProgressNotifyInterval,
 		FragmentBytes:       c.MaxMessageBytes(),
 		Compaction:          node.Compaction{Every: age, Keep: revisions},
+		SlowApply:           c.WarnApplyDuration,
 		Metrics:             s.metrics,
 		Logger:              s.log,
 	})

@@ -28,6 +28,8 @@ import (
 
 // Result is what applying one request gave.
 type Result struct {
+	// Field says which request it was.
+	Field wire.Field
 	// Rev is the store's revision for the response header.
 	Rev int64
 	// Body is the response message in wire form without its header (field 1).
@@ -50,6 +52,7 @@ type Machine struct {
 	alarms  *Alarms
 
 	events []kv.Event // of the batch so far
+	counts Counts     // of the batch so far
 	path   []bool     // scratch of txn
 }
 
@@ -57,6 +60,20 @@ type Machine struct {
 // request touches a lease; it may wait until they are loaded.
 func New(store *mvcc.Store, leases func() *lease.Lessor, cluster *membership.Cluster, alarms *Alarms) *Machine {
 	return &Machine{store: store, leases: leases, cluster: cluster, alarms: alarms}
+}
+
+// Counts says how many operations were applied.
+type Counts struct {
+	Puts, Deletes, Ranges uint64
+	Txns                  uint64 // requests of more than one operation
+	PutBytes              int64  // of keys and values
+}
+
+// TakeCounts returns what was counted since the last call.
+func (m *Machine) TakeCounts() Counts {
+	counts := m.counts
+	m.counts = Counts{}
+	return counts
 }
 
 // TakeEvents returns the changes made since the last call, in revision order.
@@ -84,6 +101,7 @@ func (m *Machine) Apply(e *raftpb.Entry, now time.Time) (id uint64, res Result, 
 	if res.Rev == 0 {
 		res.Rev = m.store.Rev()
 	}
+	res.Field = req.Field
 	return req.ID, res, nil
 }
 
@@ -286,6 +304,8 @@ func (m *Machine) doPut(tx *mvcc.Tx, p *kv.Put, b []byte) []byte {
 			}
 		}
 	}
+	m.counts.Puts++
+	m.counts.PutBytes += int64(len(p.Key) + len(value))
 	old := tx.Put(p.Key, value, id)
 	if old != id {
 		if old != kv.NoLease {
@@ -307,6 +327,7 @@ func (m *Machine) doDelete(tx *mvcc.Tx, d *kv.Delete, b []byte) []byte {
 			prevs = wire.AppendDeletedPrev(prevs, prev.KV)
 		}
 	}
+	m.counts.Deletes++
 	n := tx.Delete(d.Span, each, m.detach)
 	return append(wire.AppendDeleted(b, n), prevs...)
 }

@@ -33,7 +33,11 @@ func (m *Machine) txn(t *kv.Txn) Result {
 		tx.End()
 		return Result{Err: err}
 	}
+	before := m.counts
 	body, _ := execute(tx, t, path, m, nil)
+	if c := m.counts; c.Puts+c.Deletes+c.Ranges > before.Puts+before.Deletes+before.Ranges+1 {
+		m.counts.Txns++
+	}
 	return m.end(tx, body)
 }
 
@@ -171,6 +175,9 @@ func execute(r reader, t *kv.Txn, path []bool, m *Machine, b []byte) (body []byt
 		switch {
 		case op.Range != nil:
 			b = appendRange(b, r, op.Range)
+			if m != nil {
+				m.counts.Ranges++
+			}
 		case op.Put != nil:
 			tx := r.(*mvcc.Tx)
 			fields := m.doPut(tx, op.Put, nil)

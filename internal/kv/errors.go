@@ -36,10 +36,11 @@ var (
 	ErrUnhealthy       = errors.New("unhealthy cluster")
 
 	// Membership.
-	ErrMemberNotFound   = errors.New("member not found")
-	ErrBadTransferee    = errors.New("bad leader transferee")
-	ErrNotSupported     = errors.New("not capable")
-	ErrMemberExists     = errors.New("member ID already exist")
+	ErrMemberNotFound = errors.New("member not found")
+	ErrBadTransferee  = errors.New("bad leader transferee")
+	ErrNotSupported   = errors.New("not capable")
+	ErrMemberExists   = errors.New("member ID already exist")
+	//lint:ignore ST1005 etcd's text
 	ErrPeerURLExists    = errors.New("Peer URLs already exists")
 	ErrMemberNotLearner = errors.New("can only promote a learner member")
 )

@@ -1,8 +1,13 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"time"
+
+	"quorate/internal/fsm"
+	"quorate/internal/kv"
+	"quorate/internal/wire"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -52,6 +57,7 @@ func (n *Node) applyMessage(m *raftpb.Message) error {
 // are added to done, for the loop to tell Raft.
 func (n *Node) applyBatch(ents []*raftpb.Entry, done *applied) error {
 	now := time.Now()
+	at := now
 	answers := n.answers[:0]
 	for _, e := range ents {
 		switch e.GetType() {
@@ -62,6 +68,9 @@ func (n *Node) applyBatch(ents []*raftpb.Entry, done *applied) error {
 			}
 			if id != 0 {
 				answers = append(answers, answer{id, result})
+				after := time.Now()
+				n.applied(result, after.Sub(at))
+				at = after
 			}
 		case raftpb.EntryConfChange:
 			var cc raftpb.ConfChange
@@ -85,8 +94,23 @@ func (n *Node) applyBatch(ents []*raftpb.Entry, done *applied) error {
 	n.proposals.finish(answers)
 	clear(answers)
 	n.answers = answers
+	n.meter.counted(n.machine.TakeCounts())
 	if events := n.machine.TakeEvents(); len(events) > 0 {
 		n.hub.Publish(events, events[len(events)-1].Rev.Main)
 	}
 	return nil
+}
+
+// applied measures how long applying one request took.
+func (n *Node) applied(res fsm.Result, took time.Duration) {
+	ok := res.Err == nil || errors.Is(res.Err, kv.ErrCompacted)
+	n.meter.applied(res.Field, ok, took)
+	if res.Field == wire.FieldAlarm {
+		n.showAlarms()
+	}
+	if took > n.cfg.SlowApply {
+		n.met.SlowApplies.Inc()
+		n.log.Warn("applying a request took too long", "request", res.Field.String(), "took", took.String(),
+			"expected-duration", n.cfg.SlowApply.String())
+	}
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"fmt"
+	"time"
 
 	"quorate/internal/fsm"
 	"quorate/internal/snapshot"
@@ -20,11 +21,13 @@ func (n *Node) onFlush(index, term uint64) {
 	}
 	state := n.cluster.State()
 	conf := fsm.ConfState(state)
+	begin := time.Now()
 	if err := snapshot.Save(realFS, n.cfg.snapDir(), index, term, conf, state); err != nil {
 		// The log keeps more than it needs; the next flush tries again.
 		n.log.Warn("could not write the snapshot file", "index", index, "error", err)
 		return
 	}
+	n.met.SnapSaveSeconds.Observe(time.Since(begin).Seconds())
 	n.lastMark = index
 	n.appends.put(logWork{mark: &wal.Snapshot{Index: index, Term: term, ConfState: conf}})
 	n.log.Debug(fmt.Sprintf("marked entry %d", index), "index", index, "term", term)

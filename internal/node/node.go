@@ -30,7 +30,6 @@ import (
 	"quorate/internal/vfs"
 	"quorate/internal/wal"
 	"quorate/internal/watch"
-	"quorate/internal/wire"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3"
@@ -68,6 +67,7 @@ type Config struct {
 	FragmentBytes    int           // of watch responses
 
 	Compaction Compaction
+	SlowApply  time.Duration // applying one request for longer is logged
 
 	Metrics *metrics.Set
 	Logger  *slog.Logger
@@ -117,12 +117,12 @@ type Node struct {
 	reads     reads
 
 	// Owned by the log writer.
-	hard       *raftpb.HardState // last written
-	appendErrs error
+	hard *raftpb.HardState // last written
 
 	// Owned by the applier.
-	machine *fsm.Machine
-	answers []answer // scratch
+	machine     *fsm.Machine
+	answers     []answer         // scratch
+	alarmGauges []*metrics.Gauge // of the alarms that are raised
 
 	// Owned by the flusher: the last entry that a mark in the log stands for.
 	lastMark uint64
@@ -144,7 +144,7 @@ type Node struct {
 	raising      atomic.Bool // the NOSPACE alarm is being raised
 	logFull      atomic.Bool // no more segments can be prepared
 
-	requestSeconds map[wire.Field]*metrics.Histogram
+	meter meter
 
 	lifecycle
 }

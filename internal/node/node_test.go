@@ -25,7 +25,7 @@ func testConfig(dir string) Config {
 		PeerURLs: []string{"http://127.0.0.1:2380"}, ClientURLs: []string{"http://127.0.0.1:2379"},
 		InitialCluster: "m1=http://127.0.0.1:2380", InitialClusterToken: "test",
 		Tick: 10 * time.Millisecond, ElectionTicks: 10, PreVote: true,
-		SnapshotCount: 100, MaxRequestBytes: 1 << 20,
+		SnapshotCount: 100, SlowApply: time.Minute, MaxRequestBytes: 1 << 20,
 		ProgressInterval: time.Minute, FragmentBytes: 2 << 20,
 		Metrics: metrics.New(false), Logger: slog.New(slog.DiscardHandler),
 	}

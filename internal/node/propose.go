@@ -208,10 +208,7 @@ func (n *Node) Propose(ctx context.Context, field wire.Field, body []byte) (fsm.
 	}
 	result := p.result
 	err = p.err
-	seconds := n.requestSeconds[field]
-	if seconds != nil && err == nil && result.Err == nil {
-		seconds.Observe(time.Since(p.at).Seconds())
-	}
+	n.meter.proposed(field, err == nil && result.Err == nil, time.Since(p.at))
 	if err != nil {
 		n.met.ProposalsFailed.Inc()
 	}

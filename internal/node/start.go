@@ -60,12 +60,14 @@ func Start(cfg Config) (_ *Node, err error) {
 		lifecycle:    newLifecycle(),
 	}
 	n.proposals.waiting = make(map[uint64]*proposal)
+	n.meter = newMeter(cfg.Metrics)
 	if err := n.open(); err != nil {
 		n.cancel()
 		return nil, err
 	}
 	n.proposals.lastID.Store(firstID(n.id, time.Now()))
 	n.measure()
+	n.showAlarms()
 	n.hub = watch.New(watch.Options{
 		View: func() watch.View { return n.store.View() },
 		AppendHeader: func(b []byte, rev int64) []byte {
@@ -318,29 +320,6 @@ func (n *Node) loadLeases(keys []leasedKey) {
 		}
 	}
 	close(n.leasesLoaded)
-}
-
-// measure connects the gauges that are read when somebody asks.
-func (n *Node) measure() {
-	gauge := func(g interface{ Read(func() float64) }, fn func() float64) { g.Read(fn) }
-	flag := func(b bool) float64 {
-		if b {
-			return 1
-		}
-		return 0
-	}
-	m := n.met
-	m.ServerVersion.Set(Version)
-	m.ServerID.Set(membership.ID(n.id).String())
-	gauge(&m.HasLeader, func() float64 { return flag(n.leader.Load() != 0) })
-	gauge(&m.IsLeader, func() float64 { return flag(n.leader.Load() == n.id) })
-	gauge(&m.IsLearner, func() float64 { return flag(n.learner.Load()) })
-	gauge(&m.QuotaBytes, func() float64 { return float64(n.cfg.quota()) })
-	gauge(&m.ProposalsCommitted, func() float64 { return float64(n.committed.Load()) })
-	gauge(&m.ProposalsApplied, func() float64 { return float64(n.Status().Applied) })
-	gauge(&m.ProposalsPending, func() float64 { return float64(n.proposals.count()) })
-	gauge(&m.DBSize, func() float64 { total, _ := n.store.Size(); return float64(total) })
-	gauge(&m.DBInUse, func() float64 { _, inUse := n.store.Size(); return float64(inUse) })
 }
 
 // Run starts a member and waits until it is ready, or until ctx ends.
