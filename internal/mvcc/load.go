@@ -22,20 +22,75 @@ import (
 // goroutines, sorted by key, and put together in one pass. Where the keys were written in
 // order there is nothing to sort.
 
-// entry is one record on its way into the index. key points into the file.
+// entry is one record on its way into the index. It has no pointers, for there are
+// millions, and the collector would look at each again and again.
 type entry struct {
-	key             []byte
 	create, version int64
 	lease           kv.LeaseID
 	main            int64
-	sub             uint32
-	dead            bool
+	text, from      uint32 // where the key is: in which of the reader's texts, and from where on
+	length          uint32
+	sub             uint32 // twice, and one more for a tombstone
 }
 
-func (e *entry) rev() kv.Revision { return kv.Revision{Main: e.main, Sub: int64(e.sub)} }
+func (e *entry) rev() kv.Revision { return kv.Revision{Main: e.main, Sub: int64(e.sub >> 1)} }
+func (e *entry) dead() bool       { return e.sub&1 != 0 }
 
-func (e *entry) compare(o *entry) int {
-	return cmp.Or(bytes.Compare(e.key, o.key), cmp.Compare(e.main, o.main), cmp.Compare(e.sub, o.sub))
+// reader reads a part of the records.
+type reader struct {
+	blocks [][]entry // in the order of revisions
+	texts  [][]byte  // keys; to read them in the file once more, in their order, is slow
+	order  []short   // the order of entries by key, nil if that is the same
+	next   int       // the next one, for merge
+
+	last   *entry // the last one read
+	common int    // how long a prefix all keys share
+}
+
+const (
+	blockLen  = 1 << 12
+	textBytes = 1 << 20
+	subMax    = 1<<31 - 1
+)
+
+// short stands for an entry: the 8 bytes of its key after the common prefix, which mostly
+// tell it from others, and its number.
+type short struct {
+	head uint64
+	n    uint32
+}
+
+func (r *reader) entry(n int) *entry { return &r.blocks[n/blockLen][n%blockLen] }
+
+func (r *reader) key(e *entry) []byte {
+	return r.texts[e.text][e.from:][:e.length]
+}
+
+// first returns the next entry in the order of keys, nil at the end.
+func (r *reader) first() *entry {
+	switch {
+	case r.next >= r.len():
+		return nil
+	case r.order != nil:
+		return r.entry(int(r.order[r.next].n))
+	}
+	return r.entry(r.next)
+}
+
+func (r *reader) len() int {
+	if len(r.blocks) == 0 {
+		return 0
+	}
+	n := len(r.blocks) - 1
+	return n*blockLen + len(r.blocks[n])
+}
+
+// less orders by key and revision; b may be another reader's.
+func (r *reader) less(a *entry, other *reader, b *entry) bool {
+	if c := bytes.Compare(r.key(a), other.key(b)); c != 0 {
+		return c < 0
+	}
+	return a.rev().Less(b.rev())
 }
 
 // loadParts is how many ranges of revisions the readers share out among themselves, so
@@ -57,26 +112,21 @@ func (l *loaded) readRecords(records *bbolt.Bucket, onLeased func(kv.LeaseID, []
 	}
 	l.rev = max(l.rev, hi.Main)
 
-	readers := min(runtime.GOMAXPROCS(0), 8)
-	lists := make([][]entry, readers)
-	errs := make([]error, readers)
+	readers := make([]*reader, min(runtime.GOMAXPROCS(0), 8))
+	errs := make([]error, len(readers))
 	var part atomic.Int64
 	var wg sync.WaitGroup
 	for i := range readers {
+		r := new(reader)
+		readers[i] = r
 		wg.Go(func() {
 			errs[i] = guard(func() error {
-				for {
-					n := part.Add(1) - 1
-					if n >= loadParts {
-						break
-					}
-					from, to := share(lo.Main, hi.Main, n), share(lo.Main, hi.Main, n+1)
-					var err error
-					if lists[i], err = readPart(records, lists[i], from, to); err != nil {
+				for n := part.Add(1) - 1; n < loadParts; n = part.Add(1) - 1 {
+					if err := r.read(records, share(lo.Main, hi.Main, n), share(lo.Main, hi.Main, n+1)); err != nil {
 						return err
 					}
 				}
-				sortEntries(lists[i])
+				r.sort()
 				return nil
 			})
 		})
@@ -85,7 +135,7 @@ func (l *loaded) readRecords(records *bbolt.Bucket, onLeased func(kv.LeaseID, []
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return l.merge(lists, onLeased)
+	return l.merge(readers, onLeased)
 }
 
 // share is where the n-th of loadParts ranges of [lo, hi] begins.
@@ -94,104 +144,126 @@ func share(lo, hi, n int64) int64 {
 	return lo + int64(width/loadParts*uint64(n)+width%loadParts*uint64(n)/loadParts)
 }
 
-// readPart appends to list the records of main revisions from (included) to to.
-func readPart(records *bbolt.Bucket, list []entry, from, to int64) ([]entry, error) {
+// read adds the records of main revisions from (included) to to.
+func (r *reader) read(records *bbolt.Bucket, from, to int64) error {
 	c := records.Cursor()
 	k, v := c.Seek(binary.BigEndian.AppendUint64(nil, uint64(from)))
 	for ; k != nil; k, v = c.Next() {
 		rev, dead, ok := parseRev(k)
-		if !ok || rev.Sub > 1<<32-1 {
-			return nil, fmt.Errorf("it is damaged: bucket key has key %x", k)
+		if !ok || rev.Sub > subMax {
+			return fmt.Errorf("it is damaged: bucket key has key %x", k)
 		}
 		if rev.Main >= to {
 			break
 		}
 		e, err := wire.DecodeKeyValue(v)
-		if err != nil {
-			return nil, fmt.Errorf("it is damaged: record of revision %v: %w", rev, err)
+		if err == nil && len(e.Key) == 0 {
+			err = errors.New("it has no key")
 		}
-		list = append(list, entry{
-			key: e.Key, create: e.Create, version: e.Version, lease: e.Lease,
-			main: rev.Main, sub: uint32(rev.Sub), dead: dead,
-		})
+		if err != nil {
+			return fmt.Errorf("it is damaged: record of revision %v: %w", rev, err)
+		}
+		sub := uint32(rev.Sub) << 1
+		if dead {
+			sub |= 1
+		}
+		r.add(e.Key, entry{create: e.Create, version: e.Version, lease: e.Lease, main: rev.Main, sub: sub})
 	}
-	return list, nil
+	return nil
 }
 
-// sortEntries sorts list by key and revision. Most comparisons need no more than the 8
-// bytes of a key that follow what all keys have in common, so these are sorted.
-func sortEntries(list []entry) {
-	if slices.IsSortedFunc(list, func(a, b entry) int { return a.compare(&b) }) {
+func (r *reader) add(key []byte, e entry) {
+	t := len(r.texts)
+	if t == 0 || len(key) > cap(r.texts[t-1])-len(r.texts[t-1]) {
+		r.texts = append(r.texts, make([]byte, 0, max(textBytes, len(key))))
+		t++
+	}
+	e.text, e.from, e.length = uint32(t-1), uint32(len(r.texts[t-1])), uint32(len(key))
+	r.texts[t-1] = append(r.texts[t-1], key...)
+	n := len(r.blocks)
+	if n == 0 || len(r.blocks[n-1]) == blockLen {
+		r.blocks = append(r.blocks, make([]entry, 0, blockLen))
+		n++
+	}
+	r.blocks[n-1] = append(r.blocks[n-1], e)
+	at := &r.blocks[n-1][len(r.blocks[n-1])-1]
+	if r.last == nil {
+		r.common = len(key)
+	} else {
+		last := r.key(r.last)
+		r.common = min(r.common, len(key))
+		for !bytes.Equal(last[:r.common], key[:r.common]) {
+			r.common--
+		}
+		if r.order == nil && r.less(at, r, r.last) {
+			r.order = []short{} // to be sorted
+		}
+	}
+	r.last = at
+}
+
+// sort puts the entries in the order of keys. Most comparisons need no more than what a
+// short has of a key.
+func (r *reader) sort() {
+	if r.order == nil {
 		return
 	}
-	common := len(list[0].key)
-	for i := range list {
-		n := min(common, len(list[i].key))
-		for n > 0 && !bytes.Equal(list[i].key[:n], list[0].key[:n]) {
-			n--
-		}
-		common = n
-	}
-	type short struct {
-		head uint64
-		n    int32
-	}
-	shorts := make([]short, len(list))
-	for i := range list {
+	r.order = make([]short, r.len())
+	for n := range r.order {
 		var head [8]byte
-		copy(head[:], list[i].key[common:])
-		shorts[i] = short{binary.BigEndian.Uint64(head[:]), int32(i)}
+		copy(head[:], r.key(r.entry(n))[r.common:])
+		r.order[n] = short{binary.BigEndian.Uint64(head[:]), uint32(n)}
 	}
-	slices.SortFunc(shorts, func(a, b short) int {
+	slices.SortFunc(r.order, func(a, b short) int {
 		if a.head != b.head {
 			return cmp.Compare(a.head, b.head)
 		}
-		return list[a.n].compare(&list[b.n])
+		if r.less(r.entry(int(a.n)), r, r.entry(int(b.n))) {
+			return -1
+		}
+		return 1 // no two are equal
 	})
-	sorted := make([]entry, len(list))
-	for i, s := range shorts {
-		sorted[i] = list[s.n]
-	}
-	copy(list, sorted)
 }
 
-// merge builds the index from sorted lists.
-func (l *loaded) merge(lists [][]entry, onLeased func(kv.LeaseID, []byte)) error {
-	lists = slices.DeleteFunc(lists, func(list []entry) bool { return len(list) == 0 })
+// merge builds the index from what readers have.
+func (l *loaded) merge(readers []*reader, onLeased func(kv.LeaseID, []byte)) error {
 	var b index.Builder
 	var superseded, dead []drop
 	var prev *entry
+	var prevKey []byte
 	finish := func() { // prev is the newest change of its key
-		if prev != nil && !prev.dead && prev.lease != kv.NoLease {
+		if prev != nil && !prev.dead() && prev.lease != kv.NoLease {
 			l.leased++
 			if onLeased != nil {
-				onLeased(prev.lease, bytes.Clone(prev.key))
+				onLeased(prev.lease, bytes.Clone(prevKey))
 			}
 		}
 	}
-	for len(lists) > 0 {
-		from := 0
-		for i := 1; i < len(lists); i++ {
-			if lists[i][0].compare(&lists[from][0]) < 0 {
-				from = i
+	for {
+		var from *reader
+		var e *entry
+		for _, r := range readers {
+			if first := r.first(); first != nil && (e == nil || r.less(first, from, e)) {
+				from, e = r, first
 			}
 		}
-		e := &lists[from][0]
-		if lists[from] = lists[from][1:]; len(lists[from]) == 0 {
-			lists = slices.Delete(lists, from, from+1)
+		if e == nil {
+			break
 		}
-		if err := b.Add(e.key, e.rev(), e.dead, e.create, e.version); err != nil {
+		from.next++
+		key := from.key(e)
+		if err := b.Add(key, e.rev(), e.dead(), e.create, e.version); err != nil {
 			return fmt.Errorf("it is damaged: %w", err)
 		}
-		if prev == nil || !bytes.Equal(prev.key, e.key) {
+		if prev == nil || !bytes.Equal(prevKey, key) {
 			finish()
-		} else if !prev.dead {
+		} else if !prev.dead() {
 			superseded = append(superseded, drop{prev.rev(), e.main})
 		}
-		if e.dead {
+		if e.dead() {
 			dead = append(dead, drop{e.rev(), e.main + 1})
 		}
-		prev = e
+		prev, prevKey = e, key
 	}
 	finish()
 	l.tree = b.Tree()
