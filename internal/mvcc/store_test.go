@@ -1,0 +1,627 @@
+package mvcc
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.etcd.io/bbolt"
+
+	"quorate/internal/kv"
+)
+
+func put(s *Store, key, value string) {
+	tx := s.Begin()
+	tx.Put([]byte(key), []byte(value), 0)
+	tx.End()
+}
+
+func list(t *testing.T, v *View, r kv.Range) (out []string) {
+	t.Helper()
+	r.Span = all
+	_, err := v.Range(&r, func(b []byte) { out = append(out, string(b)) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func copyFile(t *testing.T, from, to string) {
+	t.Helper()
+	b, err := os.ReadFile(from)
+	if err == nil {
+		err = os.WriteFile(to, b, 0o600)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// check has bbolt look at every page of the file.
+func check(t *testing.T, path string) {
+	t.Helper()
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second, PreLoadFreelist: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.View(func(tx *bbolt.Tx) error {
+		for err := range tx.Check() {
+			t.Errorf("%s: %v", path, err)
+		}
+		return nil
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestCrash opens what is on disk after every step that changes it, as if the process had
+// been killed there: it must be the state after the raft entry that it names.
+func TestCrash(t *testing.T) {
+	t.Parallel()
+	seed := rand.Uint64()
+	dir := t.TempDir()
+	p := &pair{t: t, rnd: rand.New(rand.NewPCG(seed, 2)), twin: newTwin(), path: filepath.Join(dir, "db")}
+	var mu sync.Mutex
+	states := map[uint64]*twin{0: newTwin()} // by applied index
+	var steps []string
+	p.opts.NoSync = true
+	p.opts.hooks.step = func(name string) { // by the flusher, which waits meanwhile
+		mu.Lock()
+		defer mu.Unlock()
+		if name == "copied" {
+			return // the caller of Defragment's, the flusher may be writing
+		}
+		to := filepath.Join(dir, fmt.Sprintf("crash-%04d-%s", len(steps), name))
+		if err := os.Mkdir(to, 0o700); err != nil {
+			panic(err)
+		}
+		b, err := os.ReadFile(p.path)
+		if err == nil {
+			err = os.WriteFile(filepath.Join(to, "db"), b, 0o600)
+		}
+		if err == nil {
+			err = os.WriteFile(filepath.Join(to, "db.tmp.123"), b[:len(b)/2], 0o600)
+		}
+		if err != nil {
+			panic(err)
+		}
+		steps = append(steps, to)
+	}
+	p.open()
+	for i := range 600 {
+		p.tx()
+		if p.rnd.IntN(40) == 0 {
+			p.compact()
+		}
+		if p.rnd.IntN(3) == 0 {
+			p.index++
+			mu.Lock()
+			states[p.index] = p.twin.clone()
+			mu.Unlock()
+			p.store.Publish(p.index, 7)
+		}
+		if p.rnd.IntN(20) == 0 {
+			if err := p.store.Flush(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if i%200 == 150 {
+			if err := p.store.Defragment(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	mustClose(t, p.store)
+	for _, step := range steps {
+		path := filepath.Join(step, "db")
+		check(t, path)
+		func() {
+			defer func() {
+				if t.Failed() {
+					t.Logf("seed %d, %s", seed, step)
+				}
+			}()
+			s := mustOpen(t, path, Options{NoSync: true})
+			index, _ := s.Applied()
+			state := states[index]
+			if state == nil {
+				t.Fatalf("opened as the state after entry %d, which was no boundary", index)
+			}
+			v := s.View()
+			q := &pair{t: t, rnd: p.rnd, twin: state}
+			for range 5 {
+				q.compareView(v, state)
+			}
+			v.Release()
+			// A compaction that was under way goes on: in the end just what is to stay is left.
+			waitCompacted(t, s)
+			mustClose(t, s)
+			if got, want := records(t, path), len(state.left()); got != want {
+				t.Fatalf("%d records after compaction, want %d", got, want)
+			}
+			if _, err := os.Stat(filepath.Join(step, "db.tmp.123")); !os.IsNotExist(err) {
+				t.Fatalf("the unfinished copy is still there: %v", err)
+			}
+		}()
+	}
+	t.Logf("%d crashes", len(steps))
+}
+
+func waitCompacted(t *testing.T, s *Store) {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		s.mu.Lock()
+		n := len(s.compactions)
+		s.mu.Unlock()
+		if n == 0 {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatal("the compaction does not end")
+		}
+	}
+}
+
+// records counts the records in a file.
+func records(t *testing.T, path string) (n int) {
+	t.Helper()
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = db.View(func(tx *bbolt.Tx) error {
+		return tx.Bucket(bucketKey).ForEach(func(_, _ []byte) error { n++; return nil })
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestReadersShareAnImage has many readers in views old and new while the file is written,
+// compacted and replaced. It says the most under the race detector.
+func TestReadersShareAnImage(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "db")
+	s := mustOpen(t, path, Options{NoSync: true})
+	const keys = 3000
+	fill(t, s, keys, 1)
+	ctx, stop := context.WithCancel(t.Context())
+	var readers sync.WaitGroup
+	var reads atomic.Int64
+	for i := range 6 {
+		readers.Go(func() {
+			rnd := rand.New(rand.NewPCG(uint64(i), 3))
+			for ctx.Err() == nil {
+				v := s.View()
+				sum, _, _, err := v.HashKV(0)
+				if err != nil {
+					t.Error(err)
+				}
+				for range 20 {
+					from := rnd.IntN(keys)
+					n := 0
+					f, err := v.Range(&kv.Range{Span: kv.Span{Key: benchKey(from), End: []byte{0}}, Limit: 50}, func(b []byte) {
+						if !bytes.Contains(b, benchKey(from+n)) {
+							t.Errorf("key %d is %q", from+n, b)
+						}
+						n++
+					})
+					if err != nil || f.Count != int64(keys-from) {
+						t.Errorf("Range: %+v, %v", f, err)
+					}
+				}
+				if again, _, _, _ := v.HashKV(0); again != sum {
+					t.Errorf("the view changed: %08x, then %08x", sum, again)
+				}
+				v.Release()
+				reads.Add(1)
+			}
+		})
+	}
+	var maintenance sync.WaitGroup
+	maintenance.Go(func() {
+		for ctx.Err() == nil {
+			if err := s.Defragment(ctx); err != nil && ctx.Err() == nil {
+				t.Error(err)
+			}
+			sn, err := s.Snapshot(ctx)
+			if err != nil {
+				if ctx.Err() == nil {
+					t.Error(err)
+				}
+				continue
+			}
+			if n, err := sn.WriteTo(io.Discard); err != nil || n != sn.Size {
+				t.Errorf("snapshot of %d bytes: %d, %v", sn.Size, n, err)
+			}
+			if err := sn.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	index := uint64(keys)
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+		for n := range 50 {
+			tx := s.Begin()
+			tx.Put(benchKey((int(index)*31+n)%keys), benchValue, 0)
+			tx.End()
+		}
+		if index%100 == 0 {
+			if _, err := s.Compact(s.Rev() - 20); err != nil {
+				t.Fatal(err)
+			}
+		}
+		index++
+		s.Publish(index, 1)
+	}
+	stop()
+	maintenance.Wait()
+	readers.Wait()
+	mustClose(t, s)
+	check(t, path)
+	t.Logf("%d reads, %d batches", reads.Load(), index-keys)
+}
+
+// TestSnapshotIsAStore opens a snapshot that was streamed while writes went on.
+func TestSnapshotIsAStore(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	s := mustOpen(t, filepath.Join(dir, "db"), Options{NoSync: true})
+	defer mustClose(t, s)
+	fill(t, s, 2000, 1)
+	v := s.View()
+	sum, _, _, err := v.HashKV(0)
+	v.Release()
+	sn, err2 := s.Snapshot(t.Context())
+	if err := errors.Join(err, err2); err != nil {
+		t.Fatal(err)
+	}
+	fill(t, s, 2000, 7) // and flush, over the same keys
+	f, err := os.Create(filepath.Join(dir, "snapshot"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, err := sn.WriteTo(f); err != nil || n != sn.Size {
+		t.Fatalf("WriteTo = %d, %v; want %d", n, err, sn.Size)
+	}
+	if err := errors.Join(f.Close(), sn.Close(), sn.Close()); err != nil {
+		t.Fatal(err)
+	}
+	check(t, f.Name())
+	c := mustOpen(t, f.Name(), Options{})
+	defer mustClose(t, c)
+	w := c.View()
+	defer w.Release()
+	if got, _, _, err := w.HashKV(0); got != sum || err != nil {
+		t.Fatalf("HashKV of the snapshot is %08x, %v; want %08x", got, err, sum)
+	}
+}
+
+// TestDefragmentGivesSpaceBack compacts much away while an old view is held.
+func TestDefragmentGivesSpaceBack(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "db")
+	s := mustOpen(t, path, Options{NoSync: true})
+	for range 5 {
+		fill(t, s, 4000, 1)
+	}
+	s.PutBucket("lease", []byte("a lease"), []byte("value"))
+	old := s.View()
+	want := list(t, old, kv.Range{Revision: 100})
+	done, err := s.Compact(s.Rev())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Publish(5000, 1)
+	<-done
+	before, inUse := s.Size()
+	if err := s.Defragment(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	after, inUseAfter := s.Size()
+	if after > before/3 || inUseAfter > inUse+inUse/10 || after-inUseAfter > after/10 {
+		t.Fatalf("size %d, in use %d; before: %d, %d", after, inUseAfter, before, inUse)
+	}
+	if got := list(t, old, kv.Range{Revision: 100}); strings.Join(got, "") != strings.Join(want, "") {
+		t.Fatal("the old view changed")
+	}
+	if _, err := s.View().Range(&kv.Range{Span: all, Revision: 100}, nil); err != kv.ErrCompacted {
+		t.Fatalf("a read below the compacted revision: %v", err)
+	}
+	s.newest.Load().Release() // of the line above
+	old.Release()
+	put(s, "after", "")
+	s.Publish(5001, 1)
+	mustClose(t, s)
+	check(t, path)
+	s = mustOpen(t, path, Options{})
+	defer mustClose(t, s)
+	if index, term := s.Applied(); index != 5001 || term != 1 {
+		t.Fatalf("opened as the state after %d.%d", term, index)
+	}
+	found := false
+	err = s.ReadBucket("lease", func(k, v []byte) error {
+		found = string(k) == "a lease" && string(v) == "value"
+		return nil
+	})
+	if err != nil || !found {
+		t.Fatalf("the lease is gone: %v", err)
+	}
+}
+
+// TestFullDisk has every write fail for a while.
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "db")
+	var full atomic.Bool
+	var opts Options
+	opts.hooks.commit = func() error {
+		if full.Load() {
+			return fmt.Errorf("file resize error: %s", syscall.ENOSPC) // as bbolt has it
+		}
+		return nil
+	}
+	s := mustOpen(t, path, opts)
+	full.Store(true)
+	for i := range 100 {
+		put(s, fmt.Sprint("key", i), "value")
+		s.Publish(uint64(i+1), 1)
+	}
+	if err := s.Flush(t.Context()); err == nil || !strings.Contains(err.Error(), path) {
+		t.Fatalf("Flush with a full disk: %v", err)
+	}
+	if s.Stalled() == nil || s.Flushed() != 0 || s.TailBytes() == 0 {
+		t.Fatalf("stalled: %v, flushed %d", s.Stalled(), s.Flushed())
+	}
+	v := s.View()
+	if n := len(list(t, v, kv.Range{})); n != 100 {
+		t.Fatalf("%d keys, want 100", n)
+	}
+	v.Release()
+	full.Store(false)
+	for end := time.Now().Add(20 * time.Second); s.Flushed() != 100; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it does not go on when there is room")
+		}
+	}
+	if s.Stalled() != nil || s.TailBytes() != 0 {
+		t.Fatalf("still stalled: %v, %d bytes", s.Stalled(), s.TailBytes())
+	}
+	mustClose(t, s)
+}
+
+// TestTailIsBounded fills the tail while nothing can be written: Publish blocks, and goes
+// on when there is room, or at the latest when the store is closed.
+func TestTailIsBounded(t *testing.T) {
+	t.Parallel()
+	var full atomic.Bool
+	full.Store(true)
+	var opts Options
+	opts.hooks.commit = func() error {
+		if full.Load() {
+			return syscall.ENOSPC
+		}
+		return nil
+	}
+	for _, closing := range []bool{false, true} {
+		full.Store(true)
+		s := mustOpen(t, filepath.Join(t.TempDir(), "db"), opts)
+		published := make(chan int)
+		go func() {
+			n := 0
+			for ; n < 100; n++ {
+				put(s, "key", strings.Repeat("x", 1<<20))
+				s.Publish(uint64(n+1), 1)
+				if n == 70 {
+					break
+				}
+			}
+			published <- n
+		}()
+		for end := time.Now().Add(20 * time.Second); s.TailBytes() <= tailBytesMax; time.Sleep(time.Millisecond) {
+			if time.Now().After(end) {
+				t.Fatal("the tail does not fill")
+			}
+		}
+		select {
+		case <-published:
+			t.Fatal("Publish does not block")
+		case <-time.After(50 * time.Millisecond):
+		}
+		if s.TailBytes() > tailBytesMax+2<<20 {
+			t.Fatalf("the tail has %d bytes", s.TailBytes())
+		}
+		if closing {
+			// The one that is blocked returns; the applier must then end by itself.
+			s.mu.Lock()
+			s.closing = true
+			s.room.Broadcast()
+			s.mu.Unlock()
+			<-published
+			if err := s.Close(); !errors.Is(err, syscall.ENOSPC) {
+				t.Fatalf("Close with a full disk: %v", err)
+			}
+			continue
+		}
+		full.Store(false)
+		<-published
+		mustClose(t, s)
+	}
+}
+
+func TestFailure(t *testing.T) {
+	t.Parallel()
+	fault := errors.New("input/output error")
+	failed := make(chan error, 2)
+	opts := Options{OnFailure: func(err error) { failed <- err }}
+	opts.hooks.commit = func() error { return fault }
+	s := mustOpen(t, filepath.Join(t.TempDir(), "db"), opts)
+	put(s, "key", "value")
+	s.Publish(1, 1)
+	if err := s.Flush(t.Context()); !errors.Is(err, fault) {
+		t.Fatalf("Flush: %v", err)
+	}
+	if err := <-failed; !errors.Is(err, fault) || !strings.Contains(err.Error(), s.path) {
+		t.Fatalf("OnFailure(%v)", err)
+	}
+	if err := s.Defragment(t.Context()); !errors.Is(err, fault) {
+		t.Fatalf("Defragment: %v", err)
+	}
+	if err := s.Close(); !errors.Is(err, fault) {
+		t.Fatalf("Close: %v", err)
+	}
+	if len(failed) > 0 {
+		t.Fatal("OnFailure twice")
+	}
+}
+
+// TestBadFiles opens what is no store, or not any more.
+func TestBadFiles(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	good := filepath.Join(dir, "good")
+	s := mustOpen(t, good, Options{})
+	fill(t, s, 3000, 1)
+	mustClose(t, s)
+	whole, err := os.ReadFile(good)
+	if err != nil {
+		t.Fatal(err)
+	}
+	update := func(fn func(tx *bbolt.Tx) error) func(string) {
+		return func(path string) {
+			db, err := bbolt.Open(path, 0o600, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := errors.Join(db.Update(fn), db.Close()); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for _, c := range []struct {
+		name string
+		file []byte
+		then func(path string)
+		want string
+	}{
+		{"text", bytes.Repeat([]byte("no database\n"), 1000), nil, "not a B+tree file"},
+		{"short", []byte("x"), nil, "not a B+tree file"},
+		{"cut", whole[:len(whole)/16], nil, "cut off"},
+		{"newer", whole, update(func(tx *bbolt.Tx) error {
+			return tx.Bucket(bucketMeta).Put(metaVersion, []byte("3.8.0"))
+		}), "storage version 3.8.0"},
+		{"index", whole, update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(metaIndex, []byte("1")) }), "consistent_index"},
+		{"mark", whole, update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(metaFinished, []byte("1")) }), "finishedCompactRev"},
+		{"key", whole, update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketKey).Put([]byte("abc"), nil) }), "bucket key has key"},
+		{"record", whole, update(func(tx *bbolt.Tx) error {
+			return tx.Bucket(bucketKey).Put(appendRev(nil, kv.Revision{Main: 5000}, false), []byte{0xff})
+		}), "record of revision 5000.0"},
+		{"nameless", whole, update(func(tx *bbolt.Tx) error {
+			return tx.Bucket(bucketKey).Put(appendRev(nil, kv.Revision{Main: 5000}, false), nil)
+		}), "record of revision 5000.0"},
+	} {
+		path := filepath.Join(dir, c.name)
+		if err := os.WriteFile(path, c.file, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if c.then != nil {
+			c.then(path)
+		}
+		s, err := Open(path, Options{})
+		if err == nil {
+			mustClose(t, s)
+		}
+		if err == nil || !strings.Contains(err.Error(), c.want) || !strings.Contains(err.Error(), path) {
+			t.Errorf("%s: %v", c.name, err)
+		}
+	}
+	// Pages overwritten at random: an error or a store, but never a crash.
+	rnd := rand.New(rand.NewPCG(rand.Uint64(), 4))
+	refused := 0
+	for i := range 30 {
+		bad := bytes.Clone(whole)
+		for range 1 + rnd.IntN(5) {
+			page := bad[4096*(2+rnd.IntN(len(bad)/8192)):][:4096]
+			for j := range page {
+				page[j] = byte(rnd.Uint32())
+			}
+		}
+		path := filepath.Join(dir, fmt.Sprint("random", i))
+		if err := os.WriteFile(path, bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := loadFile(path, nil); err != nil {
+			refused++
+		}
+	}
+	if refused == 0 {
+		t.Error("none of 30 damaged files was refused")
+	}
+}
+
+func TestInUse(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "db")
+	s := mustOpen(t, path, Options{})
+	defer mustClose(t, s)
+	if _, err := Open(path, Options{}); err == nil || !strings.Contains(err.Error(), "in use by another process") {
+		t.Fatalf("second Open: %v", err)
+	}
+}
+
+// TestCompactEdges are etcd's answers at the edges.
+func TestCompactEdges(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "db")
+	s := mustOpen(t, path, Options{})
+	for _, c := range []struct {
+		rev  int64
+		want error
+	}{{-1, kv.ErrCompacted}, {0, nil}, {0, kv.ErrCompacted}, {2, kv.ErrFutureRevision}, {1, nil}, {1, kv.ErrCompacted}} {
+		if _, err := s.Compact(c.rev); err != c.want {
+			t.Fatalf("Compact(%d) = %v, want %v", c.rev, err, c.want)
+		}
+	}
+	// The newest revision is a tombstone, and all that is left of it is the mark.
+	put(s, "a", "")
+	tx := s.Begin()
+	tx.Delete(all, nil, nil)
+	tx.End()
+	tx = s.Begin() // changes nothing: no revision
+	if n := tx.Delete(all, nil, nil); n != 0 {
+		t.Fatalf("deleted %d", n)
+	}
+	if rev, events := tx.End(); rev != 3 || len(events) > 0 {
+		t.Fatalf("End = %d, %v", rev, events)
+	}
+	done, err := s.Compact(3)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Publish(1, 1)
+	<-done
+	mustClose(t, s)
+	if n := records(t, path); n != 1 {
+		t.Fatalf("%d records, want the tombstone alone", n)
+	}
+	s = mustOpen(t, path, Options{})
+	defer mustClose(t, s)
+	v := s.View()
+	defer v.Release()
+	if v.Rev() != 3 || v.CompactRev() != 3 {
+		t.Fatalf("opened at %d, compacted at %d", v.Rev(), v.CompactRev())
+	}
+}
