@@ -18,8 +18,9 @@ type store struct {
 	changes []kv.Event
 	rev     int64
 	compact int64
-	views   int // not released
-	reads   int // changes that views have handed out
+	views   int    // not released
+	reads   int    // changes that views have handed out
+	during  func() // called while history is read, if not nil
 }
 
 func newStore() *store { return &store{rev: 1, compact: -1} }
@@ -98,6 +99,9 @@ func (v *storeView) Release() {
 func (v *storeView) Changes(lo, hi int64, fn func(kv.Event) bool) error {
 	if lo < v.compact {
 		return kv.ErrCompacted
+	}
+	if v.s.during != nil {
+		v.s.during()
 	}
 	for _, e := range v.changes {
 		if e.Rev.Main < lo || e.Rev.Main > hi {

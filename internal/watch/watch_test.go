@@ -127,6 +127,13 @@ func TestResponses(t *testing.T) {
 	s.Create(c)
 	b.want(s, "2@4 created", "2@4 DELETE a= c0 m4 v0")
 
+	c = create("a", "", 2)
+	c.NoDelete, c.ID = true, 77
+	s.Create(c)
+	b.want(s, "77@4 created", "77@4 PUT a=v c2 m2 v1")
+	s.Cancel(77)
+	b.want(s, "77@4 canceled")
+
 	// Refused.
 	s.Create(create("b", "a", 0))
 	s.Create(create("b", "b", 0))
@@ -258,13 +265,18 @@ func TestProgressNotAhead(t *testing.T) {
 	s := h.Stream()
 	s.Create(create("a", "", 0))
 	b.want(s, "0@1 created")
-	evs := st.apply(op{key: "a", value: "v"})
+	first := st.apply(op{key: "a", value: "v"})
+	second := st.apply(op{key: "b", value: "v"})
 	s.Progress()
 	s.Progress()
-	h.Publish(evs, 2)
+	h.Publish(first, 2)
 	b.silent(s)
 	h.dispatchPending()
-	b.want(s, "0@2 PUT a=v c2 m2 v1", "-1@2")
+	b.want(s, "0@2 PUT a=v c2 m2 v1")
+	b.silent(s)
+	h.Publish(second, 3)
+	h.dispatchPending()
+	b.want(s, "-1@3")
 	b.silent(s)
 }
 
