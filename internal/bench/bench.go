@@ -203,6 +203,10 @@ func Run(ctx context.Context, cfg *Config, progress io.Writer, each func(*Result
 	rep := &Report{Config: cfg}
 	for _, s := range cfg.Servers {
 		rep.Servers = append(rep.Servers, &ServerReport{Server: s})
+		// A server that is not there is better found now than after the others' first runs.
+		if err := reachable(ctx, cfg, s); err != nil {
+			return nil, fmt.Errorf("%s: %w", s.Name, err)
+		}
 	}
 	for range cfg.Rounds {
 		for i, s := range cfg.Servers {
@@ -219,6 +223,20 @@ func Run(ctx context.Context, cfg *Config, progress io.Writer, each func(*Result
 	}
 	rep.summarize()
 	return rep, nil
+}
+
+// reachable connects to every endpoint of s once, and looks at its processes.
+func reachable(ctx context.Context, cfg *Config, s Server) error {
+	p, err := dialPool(ctx, s.Endpoints, len(s.Endpoints), cfg.TLS, false)
+	if err != nil {
+		return err
+	}
+	for _, pid := range s.PIDs {
+		if _, err := readUsage(pid); err != nil {
+			return errors.Join(err, p.close())
+		}
+	}
+	return p.close()
 }
 
 // gapCommand returns the command that measures pauses.

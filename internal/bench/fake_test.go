@@ -417,7 +417,7 @@ func TestAgainst(t *testing.T) {
 			t.Errorf("JSON has no %s:\n%s", want, out)
 		}
 	}
-	if !strings.Contains(stderr, "medians of 3 runs, × is the ratio to fast") {
+	if !strings.Contains(stderr, "medians of 3 runs; the ratio is that of fast to") {
 		t.Errorf("no comparison:\n%s", stderr)
 	}
 }

@@ -73,21 +73,21 @@ func printErrors(w io.Writer, failed int64, texts map[string]int64) {
 	}
 }
 
-// printComparison writes the medians of all servers side by side, with ratios to the first.
+// printComparison writes the medians of all servers side by side, with the ratios of the first to each.
 func printComparison(w io.Writer, rep *Report) error {
 	if len(rep.Servers) == 1 && len(rep.Servers[0].Runs) == 1 {
 		return nil
 	}
 	fmt.Fprintf(w, "\nmedians of %d runs", len(rep.Servers[0].Runs))
 	if len(rep.Servers) > 1 {
-		fmt.Fprintf(w, ", × is the ratio to %s", rep.Servers[0].Name)
+		fmt.Fprintf(w, "; the ratio is that of %s to the server before it", rep.Servers[0].Name)
 	}
 	fmt.Fprintln(w)
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', tabwriter.AlignRight)
 	for i, s := range rep.Servers {
 		fmt.Fprintf(tw, "\t%s", s.Name)
 		if i > 0 {
-			fmt.Fprint(tw, "\t×")
+			fmt.Fprint(tw, "\tratio")
 		}
 	}
 	fmt.Fprintln(tw, "\t")

@@ -148,8 +148,8 @@ type ServerReport struct {
 	Server
 	Runs    []*Result `json:"runs"`
 	Medians []Metric  `json:"medians"` // of each metric over the runs
-	// Ratios to the first server of the report; absent for the first server, and for a metric that
-	// is 0 there.
+	// Ratios of the first server's medians to these; absent for the first server, and for a metric
+	// that is 0 here.
 	Ratios map[string]float64 `json:"ratios,omitempty"`
 }
 
@@ -162,8 +162,8 @@ func (rep *Report) summarize() {
 		}
 		s.Ratios = make(map[string]float64)
 		for j, m := range s.Medians {
-			if base := rep.Servers[0].Medians; j < len(base) && base[j].Name == m.Name && base[j].Value != 0 {
-				s.Ratios[m.Name] = m.Value / base[j].Value
+			if first := rep.Servers[0].Medians; j < len(first) && first[j].Name == m.Name && m.Value != 0 {
+				s.Ratios[m.Name] = first[j].Value / m.Value
 			}
 		}
 	}

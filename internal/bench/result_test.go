@@ -29,11 +29,11 @@ func TestSummarize(t *testing.T) {
 	if a.Medians[0].Value != 200 || b.Medians[0].Value != 50 || a.Ratios != nil {
 		t.Errorf("medians %v and %v", a.Medians, b.Medians)
 	}
-	if b.Ratios["rate"] != 0.25 || b.Ratios["latency p50"] != 2 {
+	if b.Ratios["rate"] != 4 || b.Ratios["latency p50"] != 0.5 {
 		t.Errorf("ratios %v", b.Ratios)
 	}
 	if _, ok := b.Ratios["failed"]; ok {
-		t.Error("a ratio to 0 is no ratio")
+		t.Error("a ratio to 0 is none")
 	}
 }
 
