@@ -64,7 +64,7 @@ func newMember(t testing.TB) *member {
 	m.leases.Promote(time.Now(), 0)
 	m.hub = watch.New(watch.Options{
 		View:             func() watch.View { return store.View() },
-		AppendHeader:     func(b []byte, rev int64) []byte { h := wire.Header{Revision: rev}; return h.Append(b) },
+		AppendHeader:     func(b []byte, rev int64) []byte { return wire.AppendHeader(b, &wire.Header{Revision: rev}) },
 		ProgressInterval: time.Hour,
 		FragmentBytes:    2 << 20,
 	})
