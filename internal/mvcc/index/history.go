@@ -43,10 +43,12 @@ type history struct {
 	n     atomic.Uint32 // how much of tail is in use
 	tail  []change
 	older *[][]change // full chunks before tail; not changed in place
+	short [2]change   // memory for the first tail, which for most is the last
 }
 
 func newHistory(c change) *history {
-	h := &history{tail: []change{c}}
+	h := &history{short: [2]change{c}}
+	h.tail = h.short[:]
 	h.n.Store(1)
 	return h
 }
@@ -185,7 +187,10 @@ func (h *history) len() int {
 }
 
 func (h *history) bytes() int64 {
-	n := 48 + 12*cap(h.tail)
+	n := 64
+	if cap(h.tail) > len(h.short) {
+		n += 12 * cap(h.tail)
+	}
 	if h.older != nil {
 		for _, c := range *h.older {
 			n += 24 + 12*cap(c)

@@ -3,7 +3,7 @@
 // A Tree is immutable: changing it gives a new one that shares what did not change, so a
 // reader keeps the state it began with and takes no lock. It is a B+tree. Inner nodes
 // count the live keys below each child, so that counting a range costs O(log n). A leaf
-// packs up to 64 keys, without their common prefix, into one pointer-free block and the
+// packs up to 32 keys, without their common prefix, into one pointer-free block and the
 // keys' current revisions into another: a million keys must cost little more than their
 // bytes, and the collector should have little to follow.
 //

@@ -17,6 +17,7 @@ type inner struct {
 	leaves []*leaf // one of leaves and inners is nil
 	inners []*inner
 	live   []int64 // live keys below each child
+	shared bool    // live is another node's too; most changes leave it as it is
 	dirty  uint64  // children below which a compaction may find something to forget
 	tag    uint64  // the writer that may change the node in place
 }
@@ -99,7 +100,7 @@ func (n *inner) clone(tag uint64) *inner {
 	c.tag = tag
 	c.leaves = copyOf(n.leaves)
 	c.inners = copyOf(n.inners)
-	c.live = copyOf(n.live)
+	c.shared = true
 	return &c
 }
 
@@ -130,13 +131,22 @@ func (n *inner) slice(i, j int, tag uint64) *inner {
 
 // update takes over what child i says of itself.
 func (n *inner) update(i int) {
-	var dirty bool
 	if n.leaves != nil {
 		l := n.leaves[i]
-		n.live[i], dirty = l.live(), l.dirty()
+		n.set(i, l.live(), l.dirty())
 	} else {
 		k := n.inners[i]
-		n.live[i], dirty = k.total(), k.dirty != 0
+		n.set(i, k.total(), k.dirty != 0)
+	}
+}
+
+// set says how many live keys are below child i and whether it is dirty.
+func (n *inner) set(i int, live int64, dirty bool) {
+	if n.live[i] != live {
+		if n.shared {
+			n.live, n.shared = copyOf(n.live), false
+		}
+		n.live[i] = live
 	}
 	n.dirty &^= 1 << i
 	if dirty {
@@ -160,7 +170,7 @@ func (n *inner) insert(i int, sep []byte, l *leaf, k *inner) {
 	} else {
 		n.inners = insertAt(n.inners, i, k)
 	}
-	n.live = insertAt(n.live, i, 0)
+	n.live, n.shared = insertAt(n.live, i, 0), false
 	n.dirty = gap(n.dirty, i)
 	n.update(i)
 }
@@ -195,7 +205,7 @@ func (n *inner) remove(i int) {
 	}
 	n.leaves = removeAt(n.leaves, i)
 	n.inners = removeAt(n.inners, i)
-	n.live = removeAt(n.live, i)
+	n.live, n.shared = removeAt(n.live, i), false
 	n.dirty = n.dirty&below(i) | n.dirty>>1&^below(i)
 }
 

@@ -8,8 +8,10 @@ import (
 )
 
 // A leaf is full with leafMax keys, or with more than one key and leafBytesMax of text.
+// More keys to a leaf would save a few bytes a key and cost every put of a new key, which
+// copies the leaf. Masks have room for 64.
 const (
-	leafMax      = 64
+	leafMax      = 32
 	leafBytesMax = 4 << 10
 )
 
@@ -250,7 +252,7 @@ func (l *leaf) full() bool {
 }
 
 func (l *leaf) bytes() int64 {
-	n := int64(144 + cap(l.keys.b) + cap(l.rows) + 8*cap(l.hist))
+	n := int64(128 + cap(l.keys.b) + cap(l.rows) + 8*cap(l.hist))
 	for _, h := range l.hist {
 		n += h.bytes()
 	}

@@ -131,11 +131,7 @@ func (w *Writer) settle(l *leaf, more int64) {
 	dirty := l.dirty()
 	for d := len(w.path) - 1; d >= 0; d-- {
 		s := w.path[d]
-		s.n.live[s.kid] += more
-		s.n.dirty &^= 1 << s.kid
-		if dirty {
-			s.n.dirty |= 1 << s.kid
-		}
+		s.n.set(s.kid, s.n.live[s.kid]+more, dirty)
 		dirty = s.n.dirty != 0
 	}
 }
@@ -252,7 +248,7 @@ func (w *Writer) Compact(key []byte, rev int64) {
 }
 
 // Sweep does Compact for all keys from key from on, until it has been through at most
-// leaves (1 or more) leaves that had something to look at; a leaf has up to 64 keys. It
+// leaves (1 or more) leaves that had something to look at; a leaf has up to 32 keys. It
 // returns where to go on, or more false at the end. Keys without older changes cost
 // nothing, whole subtrees of them are stepped over.
 func (w *Writer) Sweep(from []byte, rev int64, leaves int) (next []byte, more bool) {
