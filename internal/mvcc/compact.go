@@ -2,6 +2,7 @@ package mvcc
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"time"
 
@@ -69,11 +70,12 @@ func (s *Store) compactTarget() int64 {
 
 // takeDrops makes w a step of the compaction to target.
 func (s *Store) takeDrops(w *write, target int64) {
+	limit := cmp.Or(s.opts.hooks.drops, dropsMax)
 	w.compact, w.target = true, target
-	w.drops = s.superseded.peek(w.drops, target, dropsMax)
+	w.drops = s.superseded.peek(w.drops, target, limit)
 	w.superseded = len(w.drops)
-	w.drops = s.tombstones.peek(w.drops, target, dropsMax)
-	w.finish = len(w.drops) < dropsMax
+	w.drops = s.tombstones.peek(w.drops, target, limit)
+	w.finish = len(w.drops) < limit
 }
 
 // drop deletes w.drops and collects their keys.

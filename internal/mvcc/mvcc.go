@@ -59,6 +59,7 @@ type Options struct {
 type hooks struct {
 	step   func(name string) // after each step that changed something on disk
 	commit func() error      // instead of a commit, if it returns an error
+	drops  int               // instead of dropsMax, unless 0
 }
 
 func (h *hooks) stepped(name string) {

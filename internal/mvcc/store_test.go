@@ -77,6 +77,7 @@ func TestCrash(t *testing.T) {
 	states := map[uint64]*twin{0: newTwin()} // by applied index
 	var steps []string
 	p.opts.NoSync = true
+	p.opts.hooks.drops = 10
 	p.opts.hooks.step = func(name string) { // by the flusher, which waits meanwhile
 		mu.Lock()
 		defer mu.Unlock()
@@ -133,7 +134,7 @@ func TestCrash(t *testing.T) {
 					t.Logf("seed %d, %s", seed, step)
 				}
 			}()
-			s := mustOpen(t, path, Options{NoSync: true})
+			s := mustOpen(t, path, Options{NoSync: true, hooks: hooks{drops: 40}})
 			index, _ := s.Applied()
 			state := states[index]
 			if state == nil {

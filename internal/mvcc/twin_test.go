@@ -599,6 +599,7 @@ func TestTwin(t *testing.T) {
 		func() {
 			p := &pair{t: t, rnd: rand.New(rand.NewPCG(seed, 1)), twin: newTwin(), path: filepath.Join(t.TempDir(), "db")}
 			p.opts.NoSync = true
+			p.opts.hooks.drops = []int{0, 2, 20}[round%3]
 			defer func() {
 				if t.Failed() {
 					t.Logf("seed %d, after %d operations", seed, p.ops)
