@@ -12,7 +12,6 @@
 package quorate
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -74,7 +73,7 @@ type Server struct {
 
 // Start starts a member and returns once it serves clients. ctx bounds the start alone:
 // when it ends before that, everything is undone. log may be nil; the member then logs as
-// cfg.Log says. cfg must not be changed afterwards.
+// cfg.Log says. cfg is copied.
 //
 // Its errors are those of Config.Validate, of certificates and addresses that cannot be
 // used, and of data that cannot be trusted, which say what to do.
@@ -82,12 +81,13 @@ func Start(ctx context.Context, cfg *Config, log *slog.Logger) (_ *Server, err e
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: log, stopping: make(chan struct{}), failed: make(chan error, 1)}
+	s := &Server{log: log, stopping: make(chan struct{}), failed: make(chan error, 1)}
 	if log == nil {
 		if s.log, s.logs, err = logging.New(cfg.Log); err != nil {
 			return nil, err
 		}
 	}
+	s.cfg = cfg.Finish(s.log)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, s.Close())
@@ -136,7 +136,7 @@ func (s *Server) startNode() error {
 	}
 	s.node, err = node.Start(node.Config{
 		Name:                c.Name,
-		DataDir:             cmp.Or(c.DataDir, c.Name+".etcd"),
+		DataDir:             c.DataDir,
 		WALDir:              c.WALDir,
 		PeerURLs:            c.AdvertisePeerURLs.Strings(),
 		ClientURLs:          c.AdvertiseClientURLs.Strings(),

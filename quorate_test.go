@@ -150,6 +150,23 @@ func TestServe(t *testing.T) {
 	}
 }
 
+// What an operator need not say, a program need not either.
+func TestDerivedConfig(t *testing.T) {
+	t.Chdir(t.TempDir())
+	cfg := testConfig(t)
+	cfg.Name, cfg.DataDir = "m", ""
+	cfg.ListenClientURLs, cfg.ClientAutoTLS = urls(t, "https://127.0.0.1:0"), true
+	start(t, cfg)
+	for _, name := range []string{"m.etcd/member/snap/db", "m.etcd/fixtures/client/cert.pem"} {
+		if _, err := os.Stat(name); err != nil {
+			t.Error(err)
+		}
+	}
+	if cfg.DataDir != "" {
+		t.Error("the caller's Config was changed")
+	}
+}
+
 func TestDataOutlivesTheServer(t *testing.T) {
 	cfg := testConfig(t)
 	for i, want := range []int{0, 1, 2} {

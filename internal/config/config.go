@@ -9,6 +9,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"math"
 	"path/filepath"
 	"strconv"
@@ -288,9 +289,21 @@ func (c *Config) SplitHTTP() bool { return len(c.ListenClientHTTPURLs) > 0 }
 // FixturesDir is where generated certificates of one side (client, peer) are kept.
 func (c *Config) FixturesDir(side string) string { return filepath.Join(c.DataDir, "fixtures", side) }
 
+// Finish returns a copy of c whose derived fields are set, as Parse does it for an
+// operator's configuration, and notes on log what it chose.
+func (c *Config) Finish(log *slog.Logger) *Config {
+	var chosen notes
+	done := *c
+	done.finish(&chosen)
+	chosen.log(log)
+	return &done
+}
+
 // finish gives derived fields the values that etcd derives, after all sources were read:
 // the cluster's first member from name and peer URL, an advertised address of this host
 // where the member listens on all of them, the data directory from the name.
+//
+// Doing it again changes nothing.
 func (c *Config) finish(notes *notes) {
 	if len(c.ListenPeerURLs) > 0 && c.ListenPeerURLs[0].Hostname() == "0.0.0.0" && c.AdvertisePeerURLs.String() == defaultPeerURL {
 		host, err := defaultHost()

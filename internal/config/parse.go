@@ -84,11 +84,7 @@ func Parse(args, environ []string) (*Parsed, error) {
 }
 
 // LogNotes writes what was noticed while the configuration was read, when there was no logger.
-func (p *Parsed) LogNotes(log *slog.Logger) {
-	for _, n := range p.notes {
-		log.Log(context.Background(), n.level, n.text, n.args...)
-	}
-}
+func (p *Parsed) LogNotes(log *slog.Logger) { p.notes.log(log) }
 
 // explain adds to an error of package flag the name that was probably meant.
 func (t *table) explain(err error) error {
@@ -211,6 +207,12 @@ type note struct {
 
 func (n *notes) info(text string, args ...any) { *n = append(*n, note{slog.LevelInfo, text, args}) }
 func (n *notes) warn(text string, args ...any) { *n = append(*n, note{slog.LevelWarn, text, args}) }
+
+func (n notes) log(log *slog.Logger) {
+	for _, note := range n {
+		log.Log(context.Background(), note.level, note.text, note.args...)
+	}
+}
 
 // ---- suggestions ----
 
