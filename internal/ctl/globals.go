@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -130,12 +131,9 @@ func (c *call) configure() (*clientv3.ConfigSpec, error) {
 	if err := g.fromEnv(c.lg, os.Environ()); err != nil {
 		return nil, err
 	}
+	grpcLogOnce.Do(func() { grpclog.SetLoggerV2(newGRPCLog(g.debug)) })
 	if g.debug {
-		grpclog.SetLoggerV2(grpclog.NewLoggerV2WithVerbosity(os.Stderr, os.Stderr, os.Stderr, 4))
 		g.flags.VisitAll(func(f *pflag.Flag) { c.warnf("%s=%v", envName(f.Name), f.Value) })
-	} else {
-		// gRPC's own warnings tell of every routine disconnect.
-		grpclog.SetLoggerV2(grpclog.NewLoggerV2(io.Discard, io.Discard, os.Stderr))
 	}
 
 	for _, name := range []string{"cert", "key", "cacert"} {
@@ -172,6 +170,19 @@ func (c *call) configure() (*clientv3.ConfigSpec, error) {
 		spec.Secure.ServerName = g.discoverySRV
 	}
 	return spec, nil
+}
+
+// grpcLogOnce guards gRPC's logger, which is the process's and must not change once gRPC is in use: the
+// first verb of a process sets it.
+var grpcLogOnce sync.Once
+
+// newGRPCLog returns a logger for gRPC: all that it tells, or no more than errors, since its warnings
+// tell of every routine disconnect.
+func newGRPCLog(debug bool) grpclog.LoggerV2 {
+	if debug {
+		return grpclog.NewLoggerV2WithVerbosity(os.Stderr, os.Stderr, os.Stderr, 4)
+	}
+	return grpclog.NewLoggerV2(io.Discard, io.Discard, os.Stderr)
 }
 
 // dial makes a client of spec.

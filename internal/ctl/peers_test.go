@@ -32,6 +32,8 @@ func TestMain(m *testing.M) {
 	if os.Getenv(envActAsClient) != "" {
 		os.Exit(Execute(context.Background(), Command()))
 	}
+	// Servers in this process use gRPC before the first verb runs.
+	grpcLogOnce.Do(func() {})
 	os.Exit(m.Run())
 }
 
