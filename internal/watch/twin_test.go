@@ -78,9 +78,7 @@ type twinStream struct {
 	s        *Stream
 	watchers map[int64]*twinWatcher
 	asked    []*twinWatcher // created, not answered; in order
-	refused  int            // of them, to be refused
 	slow     bool
-	closed   bool
 }
 
 type twin struct {
