@@ -10,6 +10,8 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // watchService is etcdserverpb.Watch: it carries a client's requests to a stream of the
@@ -33,6 +35,7 @@ func (ws *watchService) Watch(call pb.Watch_WatchServer) error {
 	received := make(chan error, 1)
 	go func() {
 		if err := receiveWatches(call, stream); err != nil {
+			ws.countFailure(ctx, "receive", err)
 			received <- err
 			stream.Close() // ends Next
 		}
@@ -43,10 +46,18 @@ func (ws *watchService) Watch(call pb.Watch_WatchServer) error {
 			return watchError(ctx, received, err)
 		}
 		if err := call.SendMsg(Frame(frame)); err != nil {
+			ws.countFailure(ctx, "send", err)
 			return watchError(ctx, received, err)
 		}
 	}
 	return watchError(ctx, received, ctx.Err())
+}
+
+// countFailure counts a stream that broke, unless it was the client that ended it.
+func (ws *watchService) countFailure(ctx context.Context, what string, err error) {
+	if c := status.Code(err); ctx.Err() == nil && c != codes.Canceled && c != codes.DeadlineExceeded {
+		ws.met.StreamsFailed.With(what, "watch").Inc()
+	}
 }
 
 // watchError chooses what a call ended by err is answered with: what receiving failed
