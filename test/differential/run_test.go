@@ -70,6 +70,9 @@ func newRun(dir string, flags ...string) (*run, error) {
 	wg.Wait()
 	err := errors.Join(errs[:]...)
 	if err == nil {
+		err = r.awaitVersion()
+	}
+	if err == nil {
 		err = r.watchEverything()
 	}
 	if err != nil {
@@ -77,6 +80,29 @@ func newRun(dir string, flags ...string) (*run, error) {
 		return nil, err
 	}
 	return r, nil
+}
+
+// storageVersion is what both kinds write.
+const storageVersion = "3.7.0"
+
+// awaitVersion waits until both have settled the storage version, which a new member does some
+// time after it is ready.
+func (r *run) awaitVersion() error {
+	for _, s := range r.sides {
+		for deadline := time.Now().Add(watchWithin); ; time.Sleep(10 * time.Millisecond) {
+			out, err := s.do(newCall(rpcStatus, &pb.StatusRequest{}))
+			if err != nil {
+				return err
+			}
+			if st, ok := out.reply.(*pb.StatusResponse); ok && st.StorageVersion == storageVersion {
+				break
+			}
+			if time.Now().After(deadline) {
+				return fmt.Errorf("%v: no storage version "+storageVersion+" within %v: %v", s.kind, watchWithin, out)
+			}
+		}
+	}
+	return nil
 }
 
 func (r *run) close() {
@@ -102,7 +128,9 @@ func (r *run) watchEverything() error {
 			return err
 		}
 		s.history = w
-		req := &pb.WatchCreateRequest{Key: []byte{0}, RangeEnd: []byte{0}, StartRevision: 1, PrevKv: true}
+		// From now on, not from revision 1: a watcher that has to catch up may be overtaken by
+		// a compaction.
+		req := &pb.WatchCreateRequest{Key: []byte{0}, RangeEnd: []byte{0}, PrevKv: true}
 		if err := w.stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: req}}); err != nil {
 			return err
 		}
@@ -123,7 +151,7 @@ func (r *run) logf(format string, args ...any) {
 // step performs step number i of the episode with that seed. An error is a difference, or a
 // fault that ends the episode.
 func (r *run) step(seed uint64, i int) error {
-	g := &gen{Rand: rand.New(rand.NewPCG(seed, uint64(i))), rev: r.rev, compacted: r.compacted}
+	g := &gen{Rand: rand.New(rand.NewPCG(seed, uint64(i))), rev: r.rev, compacted: r.compacted, compacts: seed%4 != 0}
 	if g.one(16) {
 		if err := r.watchStep(g); err != nil {
 			return err
@@ -265,6 +293,11 @@ func perform(dir string, seed uint64, steps []int, trace bool, until time.Time) 
 		}
 		r.logf("-- step %d", i)
 		if err := r.step(seed, i); err != nil {
+			for _, s := range r.sides {
+				if s.gone() {
+					err = fmt.Errorf("%w\n%v has ended; its log ends:\n%.3000s", err, s.kind, s.server.LogTail(4))
+				}
+			}
 			return r, &failure{seed, steps[:n+1], err, r.journal}, nil
 		}
 	}

@@ -591,7 +591,7 @@ func (r *run) learn() error {
 			return len(evs) > 0 && evs[len(evs)-1].Kv.ModRevision >= r.rev
 		})
 		if err != nil {
-			return err
+			return fmt.Errorf("%w\n  have, after revision %d: %s", err, r.learned, eventsText(w.events[0]))
 		}
 	}
 	a, b := r.sides[0].history, r.sides[1].history

@@ -126,6 +126,10 @@ func describe(t testing.TB, ctx context.Context, c clients, p *portrait, rev, co
 	*p = append(*p, line)
 }
 
+// settled leaves out the storage version, the last line: a member may decide on it some
+// time after its start.
+func (p portrait) settled() portrait { return p[:len(p)-1] }
+
 // diff returns the lines in which two portraits differ.
 func (p portrait) diff(q portrait) string {
 	var b strings.Builder

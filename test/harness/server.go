@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -46,14 +47,26 @@ type Server struct {
 	conn *grpc.ClientConn
 }
 
-// FreePort returns a TCP port of 127.0.0.1 that was free a moment ago.
+// handedOut are the ports that FreePort has returned: each only once in a process, so that two
+// servers that are started at once get different ones.
+var handedOut sync.Map
+
+// FreePort returns a TCP port of 127.0.0.1 that was free a moment ago. It lies below the ports
+// that the kernel gives to outgoing connections, one of which could take it meanwhile.
 func FreePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+	const first, last = 12_000, 32_000
+	var err error
+	for range 1000 {
+		port := first + rand.IntN(last-first)
+		if _, again := handedOut.LoadOrStore(port, true); again {
+			continue
+		}
+		var l net.Listener
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			return port, l.Close()
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return 0, fmt.Errorf("find a free port: %w", err)
 }
 
 // Launch starts a process on the data directory dir and does not wait until it serves. Its
