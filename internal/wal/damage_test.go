@@ -186,6 +186,50 @@ func TestZeroedSectors(t *testing.T) {
 	}
 }
 
+// What Open returns is on disk then, even if a process that was killed left it in memory
+// only.
+func TestOpenMakesDurable(t *testing.T) {
+	w := writeLog(t, 14, 8192, false)
+	for seed := range uint64(50) {
+		m := vfs.NewMem()
+		if err := errors.Join(m.Mkdir("d/wal"), m.SyncDir("."), m.SyncDir("d")); err != nil {
+			t.Fatal(err)
+		}
+		for i, name := range w.names {
+			f, err := m.Create("d/wal/" + name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteAt(w.files[name], 0); err != nil {
+				t.Fatal(err)
+			}
+			if i < len(w.names)-1 { // a segment is on disk before the next one begins
+				if err := errors.Join(f.Sync(), m.SyncDir("d/wal")); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := f.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		l, rec, err := Open("d/wal", 0, Options{FS: m, SegmentBytes: 8192})
+		if err != nil || same(rec.Entries, w.entries) != nil {
+			t.Fatal(err)
+		}
+		after := m.Crash(seed)
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		l, rec, err = Open("d/wal", 0, Options{FS: after, SegmentBytes: 8192})
+		if err != nil || same(rec.Entries, w.entries) != nil {
+			t.Fatalf("seed %d: what Open returned was not on disk: %v", seed, err)
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // A log that is cut short anywhere loses its end only where that may be a crash's work.
 func TestCutShort(t *testing.T) {
 	w := writeLog(t, 14, 8192, false)
