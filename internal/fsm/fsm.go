@@ -436,7 +436,7 @@ func (m *Machine) checkpoint(r *pb.LeaseCheckpointRequest, now time.Time) Result
 		id := kv.LeaseID(c.ID)
 		ttl, err := m.leases().Checkpoint(id, c.Remaining_TTL, now)
 		if err != nil {
-			return Result{Err: err}
+			continue // revoked since the leader took the note
 		}
 		m.store.PutBucket("lease", leaseKey(id), leaseValue(id, ttl, c.Remaining_TTL))
 	}
