@@ -142,6 +142,8 @@ func (s *Server) startNode() error {
 		ClientURLs:          c.AdvertiseClientURLs.Strings(),
 		InitialCluster:      c.InitialCluster,
 		InitialClusterToken: c.InitialClusterToken,
+		NewCluster:          c.InitialClusterState != "existing",
+		MaxLearners:         int(c.MaxLearners),
 		ForceNewCluster:     c.ForceNewCluster,
 		Tick:                c.HeartbeatInterval,
 		ElectionTicks:       c.ElectionTicks(),

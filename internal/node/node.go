@@ -52,6 +52,8 @@ type Config struct {
 	ClientURLs          []string // this member's, as clients are to reach it
 	InitialCluster      string   // name=url,name=url: the members of a new cluster
 	InitialClusterToken string
+	NewCluster          bool // without data: found a cluster, rather than join one
+	MaxLearners         int
 	ForceNewCluster     bool // go on alone on the data of a larger cluster
 
 	Tick          time.Duration // heartbeat interval

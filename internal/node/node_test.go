@@ -23,7 +23,7 @@ func testConfig(dir string) Config {
 	return Config{
 		Name: "m1", DataDir: dir,
 		PeerURLs: []string{"http://127.0.0.1:2380"}, ClientURLs: []string{"http://127.0.0.1:2379"},
-		InitialCluster: "m1=http://127.0.0.1:2380", InitialClusterToken: "test",
+		InitialCluster: "m1=http://127.0.0.1:2380", InitialClusterToken: "test", NewCluster: true, MaxLearners: 1,
 		Tick: 10 * time.Millisecond, ElectionTicks: 10, PreVote: true,
 		SnapshotCount: 100, SlowApply: time.Minute, MaxRequestBytes: 1 << 20,
 		ProgressInterval: time.Minute, FragmentBytes: 2 << 20,
@@ -246,10 +246,15 @@ func TestStoppedMemberRefuses(t *testing.T) {
 	}
 }
 
-func TestLargerClusterIsRefusedUnlessForced(t *testing.T) {
+func TestLargerClusterIsRefused(t *testing.T) {
 	cfg := testConfig(t.TempDir())
 	cfg.InitialCluster = "m1=http://127.0.0.1:2380,m2=http://127.0.0.1:2382"
 	if _, err := Start(cfg); !errors.Is(err, ErrNotAlone) {
-		t.Errorf("error %v", err)
+		t.Errorf("two members: %v", err)
+	}
+	cfg = testConfig(t.TempDir())
+	cfg.NewCluster = false
+	if _, err := Start(cfg); !errors.Is(err, ErrNotAlone) {
+		t.Errorf("joining a cluster: %v", err)
 	}
 }

@@ -39,9 +39,6 @@ var (
 	ErrMismatch = errors.New("the log and the database file do not belong together")
 )
 
-// learnersMax is etcd's default for --max-learners.
-const learnersMax = 1
-
 // memberDir, snapDir, walDir and dbPath are where etcd keeps them.
 func (c *Config) memberDir() string { return filepath.Join(c.DataDir, "member") }
 func (c *Config) snapDir() string   { return filepath.Join(c.memberDir(), "snap") }
@@ -156,7 +153,7 @@ func (n *Node) load() error {
 		return err
 	}
 	var err error
-	if n.cluster, err = membership.Load(n.store, serverVersion, learnersMax); err != nil {
+	if n.cluster, err = membership.Load(n.store, serverVersion, n.cfg.MaxLearners); err != nil {
 		return fmt.Errorf("%s: %w", n.cfg.dbPath(), err)
 	}
 	if n.alarms, err = fsm.LoadAlarms(n.store); err != nil {
@@ -188,6 +185,9 @@ func (n *Node) found() (*wal.Recovered, error) {
 	}
 	if err := cmp.Or(ic.Check(n.cfg.Name), ic.CheckAdvertised(n.cfg.Name, n.cfg.PeerURLs)); err != nil {
 		return nil, err
+	}
+	if !n.cfg.NewCluster {
+		return nil, fmt.Errorf("%w: --initial-cluster-state=existing asks to join a running cluster", ErrNotAlone)
 	}
 	members, err := ic.Members(n.cfg.InitialClusterToken)
 	if err != nil {
