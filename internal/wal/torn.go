@@ -64,12 +64,13 @@ func (r *reader) torn(off int64, b *bad) (bool, error) {
 	if b.short {
 		return true, nil
 	}
-	from, to := off, off+frameBytes
-	if b.body > 0 {
+	var from, to int64
+	switch {
+	case b.body > 0:
 		from, to = off+frameBytes, off+frameBytes+b.body
-	} else if b.zeros {
-		to = (off/sectorBytes + 1) * sectorBytes
-	} else {
+	case b.zeros:
+		from, to = off, (off/sectorBytes+1)*sectorBytes
+	default:
 		return false, nil
 	}
 	all, err := r.at(from, to-from)

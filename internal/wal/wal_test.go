@@ -2,6 +2,7 @@ package wal
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"testing"
@@ -118,5 +119,77 @@ func TestEntryEncoding(t *testing.T) {
 		if len(b)%8 != 0 || int64(len(b)) > EntryBytes(e) {
 			t.Errorf("%d: %d bytes, EntryBytes says %d", i, len(b), EntryBytes(e))
 		}
+	}
+}
+
+// A snapshot of the leader's takes the place of what is in the log, once it is committed.
+func TestSnapshotFromLeader(t *testing.T) {
+	opts := Options{FS: vfs.NewMem(), SegmentBytes: 2000}
+	if err := opts.FS.Mkdir("d"); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Create("d/wal", testMetadata, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	reopen := func() *Recovered {
+		t.Helper()
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		var rec *Recovered
+		if l, rec, err = Open("d/wal", 0, opts); err != nil {
+			t.Fatal(err)
+		}
+		return rec
+	}
+	old := entries(1, 3, 1, 100)
+	if err := l.Append(old, hard(1, 1, 2), true); err != nil {
+		t.Fatal(err)
+	}
+	mark := Snapshot{Index: 500, Term: 2, ConfState: &raftpb.ConfState{Voters: []uint64{1, 2}}}
+	if err := l.SaveSnapshot(mark); err != nil {
+		t.Fatal(err)
+	}
+	rec := reopen()
+	if rec.Snapshot.Index != 0 {
+		t.Fatalf("a mark that is not committed was used: %+v", rec)
+	}
+	sameEntries(t, rec.Entries, old)
+
+	if err := l.Append(nil, hard(2, 0, 500), true); err != nil {
+		t.Fatal(err)
+	}
+	rec = reopen()
+	if rec.Snapshot.Index != 500 || !proto.Equal(rec.Snapshot.ConfState, mark.ConfState) || len(rec.Entries) != 0 {
+		t.Fatalf("%+v", rec)
+	}
+	more := entries(501, 503, 2, 900) // in a segment of their own
+	if err := l.Append(more, nil, true); err != nil {
+		t.Fatal(err)
+	}
+	sameEntries(t, reopen().Entries, more)
+	if name := l.tail.name; name != segmentName(1, 501) {
+		t.Errorf("the segment after the mark is %s", name)
+	}
+}
+
+// An index that the log says was committed must be there.
+func TestCommitBeyondEnd(t *testing.T) {
+	opts := Options{FS: vfs.OS()}
+	dir := filepath.Join(t.TempDir(), "wal")
+	l, err := Create(dir, testMetadata, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Append(entries(1, 3, 1, 10), hard(1, 1, 4), true); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var damage *DamageError
+	if _, _, err := Open(dir, 0, opts); !errors.As(err, &damage) {
+		t.Fatal(err)
 	}
 }
