@@ -63,11 +63,15 @@ func (m *requestMemory) take(ctx context.Context, n int64) error {
 }
 
 func (m *requestMemory) try(n int64) bool {
-	if used := m.used.Add(n); used <= m.max || used == n {
-		return true
+	for {
+		used := m.used.Load()
+		if used+n > m.max && used != 0 {
+			return false
+		}
+		if m.used.CompareAndSwap(used, used+n) {
+			return true
+		}
 	}
-	m.give(n)
-	return false
 }
 
 // give gives n bytes back.
@@ -140,6 +144,19 @@ func (a *account) give(n int64) {
 	}
 	a.held -= n
 	m.giveLocked(n)
+}
+
+// departed stands for a reply that is built while what it holds is still over the bound.
+var departed reply
+
+// leave ends r's turn to go on over the bound. What it holds keeps others from theirs
+// until the bound is kept again.
+func (m *replyMemory) leave(r *reply) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.over == r {
+		m.over = &departed
+	}
 }
 
 // giveLocked is called with mu held.

@@ -19,6 +19,8 @@ type reply struct {
 	account *account
 	err     error // why the reply is cut short: no memory, or ctx's
 
+	charged bool // whether memory was asked for
+
 	parts []part
 	cur   []byte // the part that is being filled: of small, later a chunk
 	chunk bool   // whether cur is a chunk
@@ -50,7 +52,7 @@ func (r *reply) room(n int) []byte {
 		n += len(r.cur)
 	}
 	next := chunks.Get(max(n, chunkBytes))
-	if err := r.account.take(r.ctx, r, int64(cap(*next))); err != nil {
+	if err := r.charge(int64(cap(*next))); err != nil {
 		chunks.Put(next)
 		r.free()
 		r.err = err
@@ -66,6 +68,12 @@ func (r *reply) room(n int) []byte {
 	}
 	r.cur = (*next)[:0]
 	return r.cur
+}
+
+// charge takes n bytes of the memory for replies.
+func (r *reply) charge(n int64) error {
+	r.charged = true
+	return r.account.take(r.ctx, r, n)
 }
 
 // keyValue appends a KeyValue of a RangeResponse.
@@ -90,7 +98,7 @@ func (r *reply) body(b []byte) {
 	if r.err != nil {
 		return
 	}
-	if err := r.account.take(r.ctx, r, int64(cap(b))); err != nil {
+	if err := r.charge(int64(cap(b))); err != nil {
 		r.free()
 		r.err = err
 		return
@@ -167,6 +175,10 @@ func (r *reply) free() {
 
 // clear forgets the parts, and keeps a short list of them for the next reply.
 func (r *reply) clear() {
+	if r.charged {
+		r.charged = false
+		r.account.memory.leave(r)
+	}
 	clear(r.parts)
 	r.parts, r.cur, r.chunk = r.parts[:0], nil, false
 	if cap(r.parts) > 64 {
