@@ -77,7 +77,7 @@ func TestCrash(t *testing.T) {
 	states := map[uint64]*twin{0: newTwin()} // by applied index
 	var steps []string
 	p.opts.NoSync = true
-	p.opts.hooks.drops = 10
+	p.opts.hooks.drops = 2
 	p.opts.hooks.step = func(name string) { // by the flusher, which waits meanwhile
 		mu.Lock()
 		defer mu.Unlock()
@@ -624,5 +624,27 @@ func TestCompactEdges(t *testing.T) {
 	defer v.Release()
 	if v.Rev() != 3 || v.CompactRev() != 3 {
 		t.Fatalf("opened at %d, compacted at %d", v.Rev(), v.CompactRev())
+	}
+}
+
+// TestCompactUnflushed compacts what the file does not hold yet: more than one flush takes.
+func TestCompactUnflushed(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "db")
+	s := mustOpen(t, path, Options{NoSync: true})
+	value := strings.Repeat("x", 200<<10)
+	for i := range 100 { // 20 MB
+		put(s, "key", value)
+		s.Publish(uint64(i+1), 1)
+	}
+	done, err := s.Compact(s.Rev())
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.Publish(101, 1)
+	<-done
+	mustClose(t, s)
+	if n := records(t, path); n != 1 {
+		t.Fatalf("%d records are left, want 1", n)
 	}
 }
