@@ -65,6 +65,7 @@ func serve(args, flags, environ []string) int {
 		return exitFailed
 	}
 	takeOverLogs(log)
+	tuneGC()
 	return runServer(parsed.Config, log)
 }
 
