@@ -37,17 +37,6 @@ func list(t *testing.T, v *View, r kv.Range) (out []string) {
 	return out
 }
 
-func copyFile(t *testing.T, from, to string) {
-	t.Helper()
-	b, err := os.ReadFile(from)
-	if err == nil {
-		err = os.WriteFile(to, b, 0o600)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
 // check has bbolt look at every page of the file.
 func check(t *testing.T, path string) {
 	t.Helper()
