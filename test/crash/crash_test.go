@@ -9,6 +9,9 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 
 	"quorate/test/harness"
@@ -100,6 +103,9 @@ func TestCrash(t *testing.T) {
 			failed("%v", err)
 		}
 		if err := c.check(conn, l, r); err != nil {
+			if code := status.Code(err); code == codes.Unavailable || code == codes.DeadlineExceeded {
+				failed("round %d, %s: %v\n%s\n%s", c.rounds, how, err, server.LogTail(30), server.Stacks())
+			}
 			failed("round %d, %s: %v", c.rounds, how, err)
 		}
 		if c.rounds%100 == 0 {

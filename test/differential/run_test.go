@@ -211,7 +211,7 @@ func (r *run) doAtOnce(calls []*call) error {
 		if err := errors.Join(a.err, b.err); err != nil {
 			return err
 		}
-		if d := compare(c, a.out, b.out); d != "" {
+		if d := r.compare(c, a.out, b.out); d != "" {
 			if len(calls) == 1 || *gather == 0 {
 				return errors.New(d)
 			}

@@ -402,7 +402,7 @@ func TestUnknown(t *testing.T) {
 					outs[i].reply = reply
 				}
 			}
-			if d := compare(c, outs[0], outs[1]); d != "" {
+			if d := r.compare(c, outs[0], outs[1]); d != "" {
 				t.Errorf("with metadata %v: %s", md, d)
 			}
 		}

@@ -632,6 +632,25 @@ func (r *run) learn() error {
 	return nil
 }
 
+// emptyAt says whether no key exists at a revision.
+func (r *run) emptyAt(rev int64) bool {
+	if r.learn() != nil {
+		return false // which the next step will report
+	}
+	live := map[string]bool{}
+	for _, ev := range r.history {
+		if ev.Kv.ModRevision > rev {
+			break
+		}
+		if ev.Type == mvccpb.Event_DELETE {
+			delete(live, string(ev.Kv.Key))
+		} else {
+			live[string(ev.Kv.Key)] = true
+		}
+	}
+	return len(live) == 0
+}
+
 // sameEvent compares an event with what it should be. The previous key-value may be absent
 // once its revision is compacted.
 func (r *run) sameEvent(want, got *mvccpb.Event, prev bool) error {

@@ -34,7 +34,7 @@ func depict(t testing.TB, s *harness.Server) portrait {
 	must := func(what string, err error) {
 		t.Helper()
 		if err != nil {
-			t.Fatalf("%v: %s: %v\n%s", s.Kind, what, err, s.LogTail(20))
+			t.Fatalf("%v: %s: %v\n%s\n%s", s.Kind, what, err, s.LogTail(20), s.Stacks())
 		}
 	}
 

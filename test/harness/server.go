@@ -1,6 +1,7 @@
 package harness
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -258,6 +259,25 @@ func (s *Server) close() {
 		_ = s.conn.Close()
 		s.conn = nil
 	}
+}
+
+// Stacks ends a process that hangs and returns what its goroutines were doing, as Go's
+// runtime prints it.
+func (s *Server) Stacks() string {
+	if err := s.cmd.Process.Signal(syscall.SIGQUIT); err != nil {
+		return err.Error()
+	}
+	if _, ended := s.WaitExit(5 * time.Second); !ended {
+		s.Kill()
+	}
+	data, err := os.ReadFile(s.Log)
+	if err != nil {
+		return err.Error()
+	}
+	if i := bytes.LastIndex(data, []byte("SIGQUIT: quit")); i >= 0 {
+		data = data[i:]
+	}
+	return string(data)
 }
 
 // LogTail returns the last n lines of the log for a failure's message.
