@@ -26,7 +26,7 @@ import (
 )
 
 var (
-	kills = flag.Int("kills", 40, "how many times to end the process")
+	kills = flag.Int("kills", 80, "how many times to end the process")
 	seed  = flag.Uint64("seed", 0, "seed of the load and of the moments; 0 takes one from the clock")
 	keep  = flag.Bool("keep", false, "keep the data directory of a failed run")
 )

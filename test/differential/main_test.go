@@ -24,7 +24,7 @@ import (
 )
 
 var (
-	duration = flag.Duration("duration", 40*time.Second, "how long the random run goes on")
+	duration = flag.Duration("duration", time.Minute, "how long the random run goes on")
 	seed     = flag.Uint64("seed", 0, "seed of the first episode, counted up for those that follow; 0 takes one from the clock")
 	steps    = flag.Int("steps", 1500, "steps of an episode")
 	only     = flag.String("only", "", "perform only these steps of the episode -seed, such as 3,9-12, and stop")

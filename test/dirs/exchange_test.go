@@ -170,7 +170,11 @@ func TestSnapshot(t *testing.T) {
 			}
 			want := depict(t, s)
 			file := filepath.Join(parent, "snapshot")
-			run(t, etcdctl, "--endpoints="+s.Addr, "snapshot", "save", file)
+			client := etcdctl
+			if kind == harness.Quorate && !harness.SelfTest() {
+				client = harness.QuorateBinary(t)
+			}
+			run(t, client, "--endpoints="+s.Addr, "snapshot", "save", file)
 			s.Kill()
 			t.Log(run(t, etcdutl, "snapshot", "status", file, "-w", "json"))
 			for _, bump := range []bool{false, true} {
