@@ -12,8 +12,8 @@ import (
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
-// all is the span of every key.
-var all = kv.Span{Key: []byte{0}, End: []byte{0}}
+// all is the span of every key, with the empty one that no request can name.
+var all = kv.Span{End: []byte{0}}
 
 // HashKV is etcd's checksum of all revisions up to rev (0: all), as if v had already
 // dropped everything that its compaction drops. It returns kv.ErrCompacted or

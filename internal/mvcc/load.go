@@ -18,9 +18,12 @@ import (
 	"quorate/internal/wire"
 )
 
-// The index is built from all records: read in the order of revisions, by several
-// goroutines, sorted by key, and put together in one pass. Where the keys were written in
-// order there is nothing to sort.
+// The index is built from all records: read in the order of revisions and sorted by key,
+// by several goroutines, then merged by one and put together by another. Where the keys
+// were written in order there is nothing to sort.
+//
+// A record may have an empty key: etcdutl snapshot restore --bump-revision writes one. No
+// request reaches it, but checksums count it until it is compacted.
 
 // entry is one record on its way into the index. It has no pointers, for there are
 // millions, and the collector would look at each again and again.
@@ -40,11 +43,12 @@ func (e *entry) dead() bool       { return e.sub&1 != 0 }
 type reader struct {
 	blocks [][]entry // in the order of revisions
 	texts  [][]byte  // keys; to read them in the file once more, in their order, is slow
-	order  []short   // the order of entries by key, nil if that is the same
+	order  []short   // the entries in the order of keys
 	next   int       // the next one, for merge
 
 	last   *entry // the last one read
 	common int    // how long a prefix all keys share
+	sorted bool   // whether they were read in the order of keys
 }
 
 const (
@@ -64,17 +68,6 @@ func (r *reader) entry(n int) *entry { return &r.blocks[n/blockLen][n%blockLen] 
 
 func (r *reader) key(e *entry) []byte {
 	return r.texts[e.text][e.from:][:e.length]
-}
-
-// first returns the next entry in the order of keys, nil at the end.
-func (r *reader) first() *entry {
-	switch {
-	case r.next >= r.len():
-		return nil
-	case r.order != nil:
-		return r.entry(int(r.order[r.next].n))
-	}
-	return r.entry(r.next)
 }
 
 func (r *reader) len() int {
@@ -117,7 +110,7 @@ func (l *loaded) readRecords(records *bbolt.Bucket, onLeased func(kv.LeaseID, []
 	var part atomic.Int64
 	var wg sync.WaitGroup
 	for i := range readers {
-		r := new(reader)
+		r := &reader{sorted: true}
 		readers[i] = r
 		wg.Go(func() {
 			errs[i] = guard(func() error {
@@ -126,7 +119,6 @@ func (l *loaded) readRecords(records *bbolt.Bucket, onLeased func(kv.LeaseID, []
 						return err
 					}
 				}
-				r.sort()
 				return nil
 			})
 		})
@@ -135,7 +127,27 @@ func (l *loaded) readRecords(records *bbolt.Bucket, onLeased func(kv.LeaseID, []
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}
-	return l.merge(readers, onLeased)
+	readers = slices.DeleteFunc(readers, func(r *reader) bool { return r.last == nil })
+	common := commonPrefix(readers)
+	for _, r := range readers {
+		wg.Go(func() { r.sort(common) })
+	}
+	wg.Wait()
+	return l.build(readers, onLeased)
+}
+
+// commonPrefix is how long a prefix the keys of all readers share.
+func commonPrefix(readers []*reader) int {
+	first := readers[0].key(readers[0].last)
+	common := readers[0].common
+	for _, r := range readers[1:] {
+		key := r.key(r.last)
+		common = min(common, r.common)
+		for !bytes.Equal(first[:common], key[:common]) {
+			common--
+		}
+	}
+	return common
 }
 
 // share is where the n-th of loadParts ranges of [lo, hi] begins.
@@ -157,9 +169,6 @@ func (r *reader) read(records *bbolt.Bucket, from, to int64) error {
 			break
 		}
 		e, err := wire.DecodeKeyValue(v)
-		if err == nil && len(e.Key) == 0 {
-			err = errors.New("it has no key")
-		}
 		if err != nil {
 			return fmt.Errorf("it is damaged: record of revision %v: %w", rev, err)
 		}
@@ -195,77 +204,133 @@ func (r *reader) add(key []byte, e entry) {
 		for !bytes.Equal(last[:r.common], key[:r.common]) {
 			r.common--
 		}
-		if r.order == nil && r.less(at, r, r.last) {
-			r.order = []short{} // to be sorted
+		if r.sorted && r.less(at, r, r.last) {
+			r.sorted = false
 		}
 	}
 	r.last = at
 }
 
 // sort puts the entries in the order of keys. Most comparisons need no more than what a
-// short has of a key.
-func (r *reader) sort() {
-	if r.order == nil {
-		return
-	}
+// short has of a key, beyond the prefix that all readers' keys share.
+func (r *reader) sort(common int) {
 	r.order = make([]short, r.len())
 	for n := range r.order {
 		var head [8]byte
-		copy(head[:], r.key(r.entry(n))[r.common:])
+		copy(head[:], r.key(r.entry(n))[common:])
 		r.order[n] = short{binary.BigEndian.Uint64(head[:]), uint32(n)}
 	}
+	if r.sorted {
+		return
+	}
 	slices.SortFunc(r.order, func(a, b short) int {
-		if a.head != b.head {
-			return cmp.Compare(a.head, b.head)
-		}
-		if r.less(r.entry(int(a.n)), r, r.entry(int(b.n))) {
+		if before(r, a, r, b) {
 			return -1
 		}
 		return 1 // no two are equal
 	})
 }
 
-// merge builds the index from what readers have.
-func (l *loaded) merge(readers []*reader, onLeased func(kv.LeaseID, []byte)) error {
+// before reports whether entry a of reader r comes before entry b of reader s.
+func before(r *reader, a short, s *reader, b short) bool {
+	if a.head != b.head {
+		return a.head < b.head
+	}
+	return r.less(r.entry(int(a.n)), s, s.entry(int(b.n)))
+}
+
+// merged is a part of all records in the order of keys. Its keys stand one after the
+// other, as the readers' do not, so that whoever builds the index finds them at hand.
+type merged struct {
+	entries []entry // from is where the key is in keys
+	keys    []byte
+}
+
+const (
+	mergedLen = 1 << 10
+	// mergedAhead is how many parts may wait for the builder.
+	mergedAhead = 4
+)
+
+// merge sends what readers have in the order of keys, and closes out. Parts that come
+// back through used are filled again.
+func merge(readers []*reader, out chan<- *merged, used <-chan *merged) {
+	defer close(out)
+	var m *merged
+	for {
+		var from *reader
+		for _, r := range readers {
+			if r.next < len(r.order) && (from == nil || before(r, r.order[r.next], from, from.order[from.next])) {
+				from = r
+			}
+		}
+		if m != nil && (from == nil || len(m.entries) == mergedLen) {
+			out <- m
+			m = nil
+		}
+		if from == nil {
+			return
+		}
+		if m == nil {
+			m = <-used
+			m.entries, m.keys = m.entries[:0], m.keys[:0]
+		}
+		e := *from.entry(int(from.order[from.next].n))
+		from.next++
+		key := from.key(&e)
+		e.from = uint32(len(m.keys))
+		m.keys = append(m.keys, key...)
+		m.entries = append(m.entries, e)
+	}
+}
+
+// build builds the index from what readers have.
+func (l *loaded) build(readers []*reader, onLeased func(kv.LeaseID, []byte)) error {
+	parts := make(chan *merged, mergedAhead)
+	used := make(chan *merged, mergedAhead+2) // all there are: nobody ever waits to give one back
+	for range cap(used) {
+		used <- &merged{entries: make([]entry, 0, mergedLen)}
+	}
+	go merge(readers, parts, used)
+
 	var b index.Builder
 	var superseded, dead []drop
-	var prev *entry
+	var prev entry // the last one, if prevKey is not nil
 	var prevKey []byte
 	finish := func() { // prev is the newest change of its key
-		if prev != nil && !prev.dead() && prev.lease != kv.NoLease {
+		if prevKey != nil && !prev.dead() && prev.lease != kv.NoLease {
 			l.leased++
 			if onLeased != nil {
 				onLeased(prev.lease, bytes.Clone(prevKey))
 			}
 		}
 	}
-	for {
-		var from *reader
-		var e *entry
-		for _, r := range readers {
-			if first := r.first(); first != nil && (e == nil || r.less(first, from, e)) {
-				from, e = r, first
+	var failed error
+	for m := range parts { // to the end in any case, so that merge ends
+		for i := 0; i < len(m.entries) && failed == nil; i++ {
+			e := &m.entries[i]
+			key := m.keys[e.from:][:e.length]
+			if err := b.Add(key, e.rev(), e.dead(), e.create, e.version); err != nil {
+				failed = fmt.Errorf("it is damaged: %w", err)
 			}
+			if prevKey == nil || !bytes.Equal(prevKey, key) {
+				finish()
+			} else if !prev.dead() {
+				superseded = append(superseded, drop{prev.rev(), e.main})
+			}
+			if e.dead() {
+				dead = append(dead, drop{e.rev(), e.main + 1})
+			}
+			prev, prevKey = *e, key
 		}
-		if e == nil {
-			break
-		}
-		from.next++
-		key := from.key(e)
-		if err := b.Add(key, e.rev(), e.dead(), e.create, e.version); err != nil {
-			return fmt.Errorf("it is damaged: %w", err)
-		}
-		if prev == nil || !bytes.Equal(prevKey, key) {
-			finish()
-		} else if !prev.dead() {
-			superseded = append(superseded, drop{prev.rev(), e.main})
-		}
-		if e.dead() {
-			dead = append(dead, drop{e.rev(), e.main + 1})
-		}
-		prev, prevKey = e, key
+		// The part will be filled again, but the last key must last.
+		prevKey = append(make([]byte, 0, len(prevKey)), prevKey...)
+		used <- m
 	}
 	finish()
+	if failed != nil {
+		return failed
+	}
 	l.tree = b.Tree()
 	l.superseded = newQueue(superseded)
 	l.tombstones = newQueue(dead)
