@@ -29,9 +29,10 @@ const (
 
 // compaction is one Compact.
 type compaction struct {
-	rev  int64
-	op   int64 // number of the first bucket change after the one that schedules it
-	done chan struct{}
+	rev   int64
+	op    int64 // number of the first bucket change after the one that schedules it
+	begun time.Time
+	done  chan struct{}
 }
 
 // Compact makes every revision below rev that is superseded at rev unreadable, from the
@@ -51,7 +52,7 @@ func (s *Store) Compact(rev int64) (done <-chan struct{}, err error) {
 	value := appendRev(nil, kv.Revision{Main: rev}, false)
 	s.ops = append(s.ops, bucketOp{string(bucketMeta), metaScheduled, value})
 	s.grow(recordCost + len(metaScheduled) + len(value))
-	c := compaction{rev: rev, op: s.opsFirst + int64(len(s.ops)), done: make(chan struct{})}
+	c := compaction{rev: rev, op: s.opsFirst + int64(len(s.ops)), begun: time.Now(), done: make(chan struct{})}
 	s.scheduled = append(s.scheduled, c)
 	return c.done, nil
 }
@@ -125,6 +126,7 @@ func (s *Store) takeFinished(rev int64) (finished []compaction) {
 func (s *Store) forget(keys [][]byte, rev int64) {
 	for len(keys) > 0 {
 		n := min(len(keys), forgetHold)
+		begin := time.Now()
 		s.mu.Lock()
 		for _, key := range keys[:n] {
 			s.index.Compact(key, rev)
@@ -135,6 +137,7 @@ func (s *Store) forget(keys [][]byte, rev int64) {
 			old = s.show()
 		}
 		s.mu.Unlock()
+		s.opts.Meters.indexStep(time.Since(begin))
 		if old != nil {
 			old.Release()
 		}

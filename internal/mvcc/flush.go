@@ -49,6 +49,8 @@ type write struct {
 	superseded int    // how many of drops are
 	finish     bool   // nothing is left to drop after these
 	keys       [][]byte
+
+	stats bbolt.TxStats // of the transaction, once it is committed
 }
 
 // run is the flusher's life.
@@ -63,8 +65,10 @@ func (s *Store) run() {
 			return
 		}
 		if w.flush || w.compact {
+			begin := time.Now()
 			err := s.commit(&w)
 			if err == nil {
+				s.opts.Meters.committed(&w, time.Since(begin))
 				err = s.install(&w)
 			}
 			if err != nil && s.writeFailed(&w, err) {
@@ -163,6 +167,7 @@ func (s *Store) commit(w *write) error {
 	if err := tx.Commit(); err != nil {
 		return fmt.Errorf("commit: %w", err)
 	}
+	w.stats = tx.Stats()
 	s.opts.hooks.stepped("commit")
 	return nil
 }
@@ -265,6 +270,7 @@ func (s *Store) install(w *write) error {
 		s.forget(w.keys, w.target)
 		f.compactAt = time.Now().Add(compactPause)
 		for _, c := range finished {
+			s.opts.Meters.compacted(time.Since(c.begun))
 			close(c.done)
 		}
 	}

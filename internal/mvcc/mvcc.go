@@ -51,6 +51,8 @@ type Options struct {
 	OnLeasedKey func(id kv.LeaseID, key []byte)
 	// NoSync leaves out every fsync of the file (--unsafe-no-fsync).
 	NoSync bool
+	// Meters are told what the flusher does.
+	Meters Meters
 
 	hooks hooks
 }
@@ -131,6 +133,7 @@ type Store struct {
 	room        *sync.Cond    // the tail got smaller, or flushing has ended for good
 	failure     error         // why the flusher gave up, errClosed if it was told to
 	closing     bool
+	unbound     bool // the tail may grow beyond tailBytesMax
 	defragging  bool // compactions wait
 
 	flusher flusher
@@ -250,10 +253,20 @@ func (s *Store) Publish(index, term uint64) {
 func (s *Store) waitForRoom() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for s.bytesIn-s.done.bytes > tailBytesMax && s.failure == nil && !s.closing {
+	for s.bytesIn-s.done.bytes > tailBytesMax && s.failure == nil && !s.closing && !s.unbound {
 		s.flusher.wake()
 		s.room.Wait()
 	}
+}
+
+// Unbound lets the tail grow beyond its bound from now on, so that Publish never blocks.
+// It is called before Close by an owner that has to wait for the applier, which a full
+// disk could keep blocked for ever.
+func (s *Store) Unbound() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.unbound = true
+	s.room.Broadcast()
 }
 
 // addBound notes b as a point where a flush may end. It takes the place of the last one

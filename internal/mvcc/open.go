@@ -70,7 +70,7 @@ func newStore(path string, opts Options, db *bbolt.DB, l *loaded) (*Store, error
 	s.room = sync.NewCond(&s.mu)
 	s.defrags <- struct{}{}
 	if l.scheduled > l.finished {
-		s.compactions = []compaction{{rev: l.scheduled, done: make(chan struct{})}}
+		s.compactions = []compaction{{rev: l.scheduled, begun: time.Now(), done: make(chan struct{})}}
 	}
 	im, err := newImage(s.flusher.file, l.rev)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"quorate/internal/fsm"
 	"quorate/internal/membership"
 	"quorate/internal/metrics"
+	"quorate/internal/mvcc"
 	"quorate/internal/wire"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -77,6 +78,34 @@ func (m *meter) counted(c fsm.Counts) {
 	m.met.Ranges.Add(c.Ranges)
 	m.met.Txns.Add(c.Txns)
 	m.met.PutBytes.Add(c.PutBytes)
+}
+
+// wrote notes a write to the log.
+func (m *meter) wrote(bytes int, seconds float64) {
+	m.met.WALWriteBytes.Add(int64(bytes))
+	m.met.WALWriteSeconds.Observe(seconds)
+}
+
+// store is what the store's flusher tells.
+func (m *meter) store() mvcc.Meters {
+	millis := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+	return mvcc.Meters{
+		Commit: func(took, rebalance, spill, write time.Duration) {
+			m.met.CommitSeconds.Observe(took.Seconds())
+			m.met.CommitRebalanceSeconds.Observe(rebalance.Seconds())
+			m.met.CommitSpillSeconds.Observe(spill.Seconds())
+			m.met.CommitWriteSeconds.Observe(write.Seconds())
+		},
+		Dropped: func(records int, took time.Duration) {
+			m.met.CompactedKeys.Add(uint64(records))
+			m.met.CompactionPauseMillis.Observe(millis(took))
+		},
+		IndexStep: func(took time.Duration) { m.met.IndexPauseMillis.Observe(millis(took)) },
+		Compacted: func(took time.Duration) {
+			m.met.CompactionMillis.Observe(millis(took))
+			m.met.CompactionLast.Set(time.Now().Unix())
+		},
+	}
 }
 
 // measure connects the gauges that are read when somebody asks.

@@ -227,6 +227,7 @@ func (n *Node) Close() error {
 		close(n.stopAppend)
 		<-n.appendDone
 		close(n.stopApply)
+		n.store.Unbound() // or a full disk would keep the applier for ever
 		<-n.applyDone
 		n.closeErr = errors.Join(wrap("close store", n.store.Close()), wrap("close log", n.wal.Close()))
 	})

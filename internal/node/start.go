@@ -91,7 +91,7 @@ func (n *Node) open() (err error) {
 	if err := snapshot.Clean(realFS, cfg.snapDir()); err != nil {
 		return fmt.Errorf("remove what a crash left unfinished: %w", err)
 	}
-	walOptions := wal.Options{FS: realFS, NoSync: cfg.NoSync, OnSync: n.met.WALSyncSeconds.Observe, OnFull: n.onLogFull}
+	walOptions := wal.Options{FS: realFS, NoSync: cfg.NoSync, OnSync: n.met.WALSyncSeconds.Observe, OnWrite: n.meter.wrote, OnFull: n.onLogFull}
 	exists, err := wal.Exists(realFS, cfg.walDir())
 	if err != nil {
 		return fmt.Errorf("look for a log in %s: %w", cfg.walDir(), err)
@@ -106,6 +106,7 @@ func (n *Node) open() (err error) {
 		OnFlush:   n.onFlush,
 		OnFailure: func(err error) { n.fail(fmt.Errorf("write database file: %w", err)) },
 		NoSync:    cfg.NoSync,
+		Meters:    n.meter.store(),
 	}); err != nil {
 		return err
 	}

@@ -54,6 +54,9 @@ type Options struct {
 	NoSync       bool  // --unsafe-no-fsync
 	// OnSync is told how long each sync of an append took, in seconds; may be nil.
 	OnSync func(seconds float64)
+	// OnWrite is told how many bytes each append wrote, and how long that took without its
+	// sync, in seconds; may be nil.
+	OnWrite func(bytes int, seconds float64)
 	// OnFull is told why no more segments can be prepared, most likely ENOSPC, and nil
 	// once they can again; may be nil. It must not call the Log's methods but Room.
 	OnFull func(error)
@@ -412,14 +415,25 @@ func (l *Log) writeTail(entries []*raftpb.Entry, mark []byte, size int64) error 
 		sealMark(b, l.off, sum)
 	}
 	l.buf = b
-	if _, err := l.tail.f.WriteAt(b, l.off); err != nil {
-		return fmt.Errorf("write log: %w", err)
+	if err := l.writeAt(l.tail.f, b, l.off); err != nil {
+		return err
 	}
 	if err := l.sync(l.tail.f); err != nil {
 		return err
 	}
 	l.off += int64(len(b))
 	l.prep.advance(l.off, false)
+	return nil
+}
+
+func (l *Log) writeAt(f vfs.File, b []byte, off int64) error {
+	start := time.Now()
+	if _, err := f.WriteAt(b, off); err != nil {
+		return fmt.Errorf("write log: %w", err)
+	}
+	if l.opts.OnWrite != nil {
+		l.opts.OnWrite(len(b), time.Since(start).Seconds())
+	}
 	return nil
 }
 
@@ -460,8 +474,8 @@ func (l *Log) writeNext(entries []*raftpb.Entry, mark []byte, size int64) error 
 		sealMark(b, 0, sum)
 	}
 	l.buf = b
-	if _, err := f.WriteAt(b, 0); err != nil {
-		return fmt.Errorf("write log: %w", err)
+	if err := l.writeAt(f, b, 0); err != nil {
+		return err
 	}
 	if err := l.sync(f); err != nil {
 		return err
