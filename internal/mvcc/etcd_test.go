@@ -16,13 +16,14 @@ import (
 	"quorate/internal/kv"
 )
 
-// TestEtcd makes the same random history in a real etcd (its binary named by QUORATE_ETCD)
-// and here, compares HashKV, kills etcd and opens the file that it leaves.
+// TestEtcd makes the same random history in a real etcd, from the directory that
+// QUORATE_PEERS names, and here, compares HashKV, kills etcd and opens the file that it
+// leaves.
 func TestEtcd(t *testing.T) {
 	t.Parallel()
-	binary := os.Getenv("QUORATE_ETCD")
-	if binary == "" {
-		t.Skip("QUORATE_ETCD names no etcd to compare with")
+	peers := os.Getenv("QUORATE_PEERS")
+	if peers == "" {
+		t.Skip("QUORATE_PEERS names no directory with an etcd to compare with")
 	}
 	seed := rand.Uint64()
 	defer func() {
@@ -32,7 +33,7 @@ func TestEtcd(t *testing.T) {
 	}()
 	rnd := rand.New(rand.NewPCG(seed, 5))
 	dir := t.TempDir()
-	etcd, client := startEtcd(t, binary, dir)
+	etcd, client := startEtcd(t, filepath.Join(peers, "etcd"), dir)
 	ctx := t.Context()
 	s := mustOpen(t, filepath.Join(dir, "db"), Options{NoSync: true})
 	compare := func(s *Store, rev int64) {

@@ -49,14 +49,15 @@ func root() string {
 // test/peers/build.sh puts them. The test fails when it is not there.
 func Peer(t testing.TB, name string) string {
 	t.Helper()
-	path, err := peer(name)
+	path, err := PeerPath(name)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return path
 }
 
-func peer(name string) (string, error) {
+// PeerPath is Peer for those who are not a test.
+func PeerPath(name string) (string, error) {
 	dir := os.Getenv("QUORATE_PEERS")
 	if dir == "" {
 		dir = filepath.Join(root(), ".cache", "peers")
@@ -117,7 +118,7 @@ func Main(m *testing.M) {
 // command is the program and the first arguments that start a server of the kind.
 func command(k Kind) (string, []string, error) {
 	if k == Etcd {
-		bin, err := peer("etcd")
+		bin, err := PeerPath("etcd")
 		return bin, nil, err
 	}
 	bin, err := quorateBinary()
