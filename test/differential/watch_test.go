@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math"
+	"slices"
 	"sync"
 	"time"
 
@@ -691,6 +692,11 @@ func (r *run) settle() error {
 				return err
 			}
 			for id, resp := range w.canceled {
+				// A compaction may have overtaken a watcher since it was looked at above; the next
+				// look will see it.
+				if slices.ContainsFunc(alive, func(x *watcher) bool { return x.stream == stream && x.id == id && x.late }) {
+					continue
+				}
 				return fmt.Errorf("%v: stream %d: canceled without reason: watch %d: %s", w.side.kind, stream, id, text(resp))
 			}
 			if len(w.created) > 0 {
