@@ -62,10 +62,27 @@ func (s *Store) addOp(op bucketOp) {
 // not, until it returns an error, which it returns. The slices are valid during the call.
 // It must not be called between Begin and End.
 func (s *Store) ReadBucket(bucket string, fn func(key, value []byte) error) error {
+	return s.Bucket(bucket).Each(fn)
+}
+
+// Bucket is one bucket as it was at one moment. It holds on to the file until Each.
+type Bucket struct {
+	name  string
+	image *image
+	ops   []bucketOp
+}
+
+// Bucket returns a bucket as it is now. It must not be called between Begin and End; what
+// it returns may be read then, so that the applier can wait for the reader.
+func (s *Store) Bucket(name string) *Bucket {
 	s.mu.Lock()
-	im := s.image.acquire()
-	ops := slices.Clone(s.ops)
-	s.mu.Unlock()
+	defer s.mu.Unlock()
+	return &Bucket{name, s.image.acquire(), slices.Clone(s.ops)}
+}
+
+// Each is ReadBucket for b. It may be called once.
+func (b *Bucket) Each(fn func(key, value []byte) error) error {
+	bucket, im, ops := b.name, b.image, b.ops
 	defer im.release()
 
 	// What the unflushed changes make of their keys, in key order.

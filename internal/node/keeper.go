@@ -45,7 +45,7 @@ func (n *Node) keep() {
 		case <-n.leads:
 		case <-ticker.C:
 		}
-		if n.leader.Load() != n.id {
+		if !n.leading.Load() {
 			continue
 		}
 		if !introduced {

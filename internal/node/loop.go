@@ -150,16 +150,20 @@ func (n *Node) publish() {
 	n.committed.Store(n.core.Committed())
 	n.alone.Store(n.core.Alone())
 
-	if leads := n.core.Leads(); leads != n.leading {
-		n.leading = leads
-		if leads {
-			n.leases.Promote(time.Now(), n.cfg.electionTimeout())
-			select {
-			case n.leads <- struct{}{}:
-			default:
-			}
-		} else {
-			n.leases.Demote()
+	leads := n.core.Leads()
+	if leads == n.leading.Load() {
+		return
+	}
+	if leads {
+		n.leases.Promote(time.Now(), n.cfg.electionTimeout())
+	} else {
+		n.leases.Demote()
+	}
+	n.leading.Store(leads)
+	if leads {
+		select {
+		case n.leads <- struct{}{}:
+		default: // the keeper has not seen the last one yet
 		}
 	}
 }

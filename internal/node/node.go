@@ -114,8 +114,7 @@ type Node struct {
 
 	// Owned by the consensus loop.
 	core      *consensus.Core
-	appending int  // Appends with the log writer
-	leading   bool // whether the leases were told that this member leads
+	appending int // Appends with the log writer
 	reads     reads
 
 	// Owned by the log writer.
@@ -138,6 +137,7 @@ type Node struct {
 	term      atomic.Uint64
 	leader    atomic.Uint64
 	committed atomic.Uint64
+	leading   atomic.Bool // consensus.Core.Leads; the leases were told
 	alone     atomic.Bool // consensus.Core.Alone
 	learner   atomic.Bool
 	memberAt  atomic.Uint64 // last entry that changed the membership

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -184,6 +185,39 @@ func TestLeasesOutliveARestart(t *testing.T) {
 	}
 	if _, found := get(t, n, "leased"); found {
 		t.Error("the key outlived its lease")
+	}
+}
+
+// What a start replays may need the leases while they are still being read. (The reader
+// once waited for the store, which the applier held while it waited for the reader.)
+func TestReplayWaitsForTheLeasesAndNotTheyForIt(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	n := run(t, cfg)
+	for id := range int64(50) {
+		propose(t, n, wire.FieldLeaseGrant, &pb.LeaseGrantRequest{ID: id + 1, TTL: 3600})
+	}
+	if err := n.Store().Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for id := range int64(50) {
+		propose(t, n, wire.FieldPut, &pb.PutRequest{Key: fmt.Append(nil, "k", id), Lease: id + 1})
+	}
+	crashed := t.TempDir() // as a crash at this moment would leave it
+	if err := os.CopyFS(crashed, os.DirFS(cfg.DataDir)); err != nil {
+		t.Fatal(err)
+	}
+	for range 20 {
+		cfg.DataDir, cfg.Metrics = t.TempDir(), metrics.New(false)
+		if err := os.CopyFS(cfg.DataDir, os.DirFS(crashed)); err != nil {
+			t.Fatal(err)
+		}
+		n := run(t, cfg)
+		if _, found := get(t, n, "k49"); !found {
+			t.Fatal("what was acknowledged is not there")
+		}
+		if err := n.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

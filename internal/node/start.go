@@ -144,7 +144,8 @@ func (n *Node) open() (err error) {
 	if err := n.startCore(found); err != nil {
 		return err
 	}
-	n.background.Go(func() { n.loadLeases(leased) })
+	leases := n.store.Bucket("lease")
+	n.background.Go(func() { n.loadLeases(leases, leased) })
 	return nil
 }
 
@@ -300,9 +301,10 @@ type leasedKey struct {
 
 // loadLeases reads the leases and hangs their keys on them, in the background: a member
 // with a million leases serves before it has read them. What needs the leases waits for
-// leasesLoaded, and so nothing changes the bucket before it is read.
-func (n *Node) loadLeases(keys []leasedKey) {
-	err := n.store.ReadBucket("lease", func(_, value []byte) error {
+// leasesLoaded, and so nothing changes the bucket before it is read. As the applier may
+// wait in the middle of a Tx, nothing here may wait for the store.
+func (n *Node) loadLeases(bucket *mvcc.Bucket, keys []leasedKey) {
+	err := bucket.Each(func(_, value []byte) error {
 		id, ttl, remaining, err := fsm.ReadLease(value)
 		if err != nil {
 			return err
