@@ -175,6 +175,7 @@ type muxer struct {
 	grpc     *queue      // nil: no gRPC here
 	http     *queue      // nil: no HTTP here
 	conns    *conns
+	rejected *rejected
 
 	wg      sync.WaitGroup // the connections being sorted
 	closing atomic.Bool
@@ -255,6 +256,9 @@ func (m *muxer) negotiate(c *conn) (*queue, net.Conn, error) {
 	}
 	t := tls.Server(c, m.tls)
 	if err := t.Handshake(); err != nil {
+		if !m.closing.Load() { // else it may have been broken off here
+			m.rejected.note(c.RemoteAddr(), t.ConnectionState(), err)
+		}
 		return nil, nil, err
 	}
 	state := t.ConnectionState()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"quorate/internal/fsm"
 	"quorate/internal/kv"
@@ -97,13 +98,27 @@ func (k kvService) rangeKeys(stream grpc.ServerStream, c *call) error {
 	if err := checkRange(r); err != nil {
 		return err
 	}
-	if err := k.readable(stream.Context(), r.Serializable); err != nil {
+	if err := k.mayRead(r.Serializable); err != nil {
 		return err
 	}
-	if err := k.appendRange(&c.reply, r); err != nil {
+	start := time.Now()
+	err := k.readable(stream.Context(), r.Serializable)
+	if err == nil {
+		err = k.appendRange(&c.reply, r)
+	}
+	k.meter.rangeRequests.observe(start, err)
+	if err != nil {
 		return err
 	}
 	return stream.SendMsg(&c.reply)
+}
+
+// mayRead refuses the reads that a learner does not answer.
+func (k kvService) mayRead(serializable bool) error {
+	if !serializable && k.IsLearner() {
+		return rpctypes.ErrGRPCNotSupportedForLearner
+	}
+	return nil
 }
 
 // readable returns once the member may answer a read.
@@ -111,14 +126,13 @@ func (k kvService) readable(ctx context.Context, serializable bool) error {
 	if serializable {
 		return nil
 	}
-	if k.IsLearner() {
-		return rpctypes.ErrGRPCNotSupportedForLearner
-	}
 	return k.ReadIndex(ctx)
 }
 
 // appendRange appends a RangeResponse to b.
-func (k kvService) appendRange(b *reply, r *kv.Range) error {
+func (k kvService) appendRange(b *reply, r *kv.Range) (err error) {
+	start := time.Now()
+	defer func() { k.meter.ranged(start, err) }()
 	v := k.View()
 	defer v.Release()
 	h := k.header(v.Rev())
@@ -166,13 +180,27 @@ func (k kvService) txn(stream grpc.ServerStream, c *call) error {
 	if !ro {
 		return k.propose(stream, c, wire.FieldTxn)
 	}
-	if err := k.readable(stream.Context(), serializable); err != nil {
+	if err := k.mayRead(serializable); err != nil {
 		return err
 	}
-	v := k.View()
-	res := fsm.ReadTxn(v, &t)
-	v.Release()
+	res, err := k.readTxn(stream.Context(), &t, serializable)
+	if err != nil {
+		return err
+	}
 	return k.answer(stream, c, res)
+}
+
+// readTxn evaluates t, whose operations are all ranges.
+func (k kvService) readTxn(ctx context.Context, t *kv.Txn, serializable bool) (res fsm.Result, err error) {
+	start := time.Now()
+	if err = k.readable(ctx, serializable); err == nil {
+		v := k.View()
+		res = fsm.ReadTxn(v, t)
+		v.Release()
+		err = res.Err
+	}
+	k.meter.readTxn(t, res.Body, start, err)
+	return res, err
 }
 
 func (k kvService) compact(stream grpc.ServerStream, c *call) error {

@@ -37,6 +37,9 @@ func (k kvService) rangeStream(stream grpc.ServerStream, c *call) error {
 	if err := checkRangeStream(r); err != nil {
 		return err
 	}
+	if err := k.mayRead(r.Serializable); err != nil {
+		return err
+	}
 	if err := k.readable(stream.Context(), r.Serializable); err != nil {
 		return err
 	}
@@ -124,6 +127,8 @@ func (p *pieces) send(r *kv.Range) (done bool, err error) {
 
 // read appends the keys of r to the reply.
 func (p *pieces) read(r *kv.Range) (n int64, found mvcc.Found, err error) {
+	start := time.Now()
+	defer func() { p.meter.ranged(start, err) }()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	v := p.view

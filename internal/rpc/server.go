@@ -101,6 +101,7 @@ type Server struct {
 	grpc     *grpc.Server
 	queue    *queue // of connections to grpc
 	conns    *conns
+	rejected rejected
 	health   *health.Server
 	gateway  *gateway
 
@@ -126,6 +127,7 @@ func New(opts Options) (*Server, error) {
 		https:    make(map[*http.Server]struct{}),
 	}
 	s.conns = &conns{replies: s.services.replies, open: make(map[*conn]struct{})}
+	s.rejected.log = opts.Logger
 	s.grpc = grpc.NewServer(
 		grpc.ForceServerCodecV2(codec{&opts.Metrics.ClientBytesReceived, &opts.Metrics.ClientBytesSent}),
 		grpc.Creds(handshaken{}),
@@ -160,6 +162,7 @@ func New(opts Options) (*Server, error) {
 func newServices(opts *Options) *services {
 	s := &services{
 		Backend: opts.Backend, opts: opts, met: opts.Metrics, log: opts.Logger,
+		meter:      newMeter(opts.Metrics),
 		requests:   newRequestMemory(opts.RequestMemory),
 		requestMax: int64(opts.MaxRequestBytes + requestOverhead),
 		replies:    newReplyMemory(opts.ReplyMemory),
@@ -202,7 +205,7 @@ type Listener struct {
 // Serve lets in the clients of l, and returns when l fails or after Shutdown (nil).
 // It owns l.
 func (s *Server) Serve(l Listener) error {
-	m := &muxer{listener: l.Listener, conns: s.conns}
+	m := &muxer{listener: l.Listener, conns: s.conns, rejected: &s.rejected}
 	protocols := []string{"h2"}
 	if !l.NoGRPC {
 		m.grpc = s.queue

@@ -34,6 +34,7 @@ type services struct {
 	met  *metrics.Set
 	log  *slog.Logger
 
+	meter   meter
 	clients clientVersions
 
 	requests     *requestMemory

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"time"
 
 	"quorate/internal/kv"
 	"quorate/internal/watch"
@@ -45,10 +46,12 @@ func (ws *watchService) Watch(call pb.Watch_WatchServer) error {
 		if err != nil {
 			return watchError(ctx, received, err)
 		}
+		start := time.Now()
 		if err := call.SendMsg(Frame(frame)); err != nil {
 			ws.countFailure(ctx, "send", err)
 			return watchError(ctx, received, err)
 		}
+		ws.meter.watchSent(frame, time.Since(start))
 	}
 	return watchError(ctx, received, ctx.Err())
 }
