@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 
 	"quorate/internal/consensus"
@@ -19,13 +20,17 @@ type logWork struct {
 // written and synced as one; "appended" goes back to the loop once they are on disk.
 func (n *Node) writeLog() {
 	defer close(n.appendDone)
-	for {
+	for stopping := false; !stopping; {
 		select {
 		case <-n.stopAppend:
-			return
+			stopping = true
 		case <-n.appends.wake:
 		}
-		if err := n.writeAll(n.appends.take()); err != nil {
+		err := n.writeAll(n.appends.take())
+		if errors.Is(err, wal.ErrClosed) {
+			return // the member stops while the disk is full
+		}
+		if err != nil {
 			// Nothing that was not synced may be answered, and what the disk holds is
 			// unknown from here on: no "appended" is ever sent again.
 			n.fail(fmt.Errorf("write log: %w", err))

@@ -220,18 +220,36 @@ func (n *Node) Close() error {
 		<-n.keeperDone
 		n.background.Wait()
 		n.hub.Close()
-		// The loop first, so that nothing new reaches the log; then the log, so that
-		// nothing more is committed; then the applier, and last what they stand on.
+		// The loop first, so that nothing new is proposed or committed; then the applier,
+		// and the store with all it was given; last the log, in which the store's last
+		// flush may leave a mark.
 		close(n.stopLoop)
 		<-n.loopDone
-		close(n.stopAppend)
-		<-n.appendDone
 		close(n.stopApply)
 		n.store.Unbound() // or a full disk would keep the applier for ever
 		<-n.applyDone
-		n.closeErr = errors.Join(wrap("close store", n.store.Close()), wrap("close log", n.wal.Close()))
+		err := wrap("close store", n.store.Close())
+		n.closeErr = errors.Join(err, wrap("close log", n.closeLog()))
 	})
 	return n.closeErr
+}
+
+// closeLog ends the log writer and closes the log. An append that waits for room on a full
+// disk ends with the log; nobody was told that it was written.
+func (n *Node) closeLog() error {
+	close(n.stopAppend)
+	look := time.NewTicker(100 * time.Millisecond)
+	defer look.Stop()
+	for ended := false; !ended && !n.logFull.Load(); {
+		select {
+		case <-n.appendDone:
+			ended = true
+		case <-look.C:
+		}
+	}
+	err := n.wal.Close()
+	<-n.appendDone
+	return err
 }
 
 func wrap(doing string, err error) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -277,6 +278,37 @@ func TestStoppedMemberRefuses(t *testing.T) {
 	}
 	if _, err := n.Propose(context.Background(), wire.FieldPut, nil); !errors.Is(err, kv.ErrStopped) {
 		t.Errorf("error %v", err)
+	}
+}
+
+func TestDirectoryInPartsIsRefusedAndLeftAlone(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	n := run(t, cfg)
+	for i := range 300 {
+		put(t, n, "k", fmt.Sprint(i))
+	}
+	// Marked in the log, which then no longer goes back to the beginning.
+	if err := n.Store().Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	put(t, n, "k", "last")
+	if err := n.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, part := range []string{"wal", "snap/db"} {
+		damaged := cfg
+		damaged.DataDir = t.TempDir()
+		if err := os.CopyFS(damaged.DataDir, os.DirFS(cfg.DataDir)); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.RemoveAll(filepath.Join(damaged.memberDir(), part)); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if _, err := Start(damaged); !errors.Is(err, ErrMismatch) {
+				t.Errorf("without %s: %v", part, err)
+			}
+		}
 	}
 }
 

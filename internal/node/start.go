@@ -1,7 +1,6 @@
 package node
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -101,7 +100,7 @@ func (n *Node) open() (err error) {
 	var leased []leasedKey
 	if n.store, err = mvcc.Open(cfg.dbPath(), mvcc.Options{
 		OnLeasedKey: func(id kv.LeaseID, key []byte) {
-			leased = append(leased, leasedKey{id, bytes.Clone(key)})
+			leased = append(leased, leasedKey{id, key})
 		},
 		OnFlush:   n.onFlush,
 		OnFailure: func(err error) { n.fail(fmt.Errorf("write database file: %w", err)) },
@@ -121,9 +120,13 @@ func (n *Node) open() (err error) {
 
 	var found *wal.Recovered
 	applied, _ := n.store.Applied()
-	if exists {
+	switch {
+	case exists:
 		n.wal, found, err = wal.Open(cfg.walDir(), applied, walOptions)
-	} else {
+	case applied > 0:
+		err = fmt.Errorf("%w: %s holds entries up to %d, but there is no log in %s; restore the log that was written with it, or restore a snapshot into an empty directory",
+			ErrMismatch, cfg.dbPath(), applied, cfg.walDir())
+	default:
 		found, err = n.found()
 		if err == nil {
 			n.wal, err = wal.Create(cfg.walDir(), found.Metadata, walOptions)
@@ -178,9 +181,8 @@ func (n *Node) refuseAuth() error {
 	})
 }
 
-// found is the beginning of a new cluster, as the flags describe it: a log without
-// entries.
-func (n *Node) found() (*wal.Recovered, error) {
+// founders are the members that the flags name for a new cluster.
+func (n *Node) founders() ([]membership.Member, error) {
 	ic, err := membership.ParseInitialCluster(n.cfg.InitialCluster)
 	if err != nil {
 		return nil, fmt.Errorf("--initial-cluster: %w", err)
@@ -188,14 +190,19 @@ func (n *Node) found() (*wal.Recovered, error) {
 	if err := cmp.Or(ic.Check(n.cfg.Name), ic.CheckAdvertised(n.cfg.Name, n.cfg.PeerURLs)); err != nil {
 		return nil, err
 	}
-	if !n.cfg.NewCluster {
-		return nil, fmt.Errorf("%w: --initial-cluster-state=existing asks to join a running cluster", ErrNotAlone)
-	}
-	members, err := ic.Members(n.cfg.InitialClusterToken)
-	if err != nil {
+	return ic.Members(n.cfg.InitialClusterToken)
+}
+
+// found is the beginning of a new cluster, as the flags describe it: a log without
+// entries.
+func (n *Node) found() (*wal.Recovered, error) {
+	members, err := n.founders()
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if len(members) > 1 {
+	case !n.cfg.NewCluster:
+		return nil, fmt.Errorf("%w: --initial-cluster-state=existing asks to join a running cluster", ErrNotAlone)
+	case len(members) > 1:
 		return nil, fmt.Errorf("%w: --initial-cluster names %d", ErrNotAlone, len(members))
 	}
 	n.log.Info("founding a new cluster", "member", members[0].ID.String(), "cluster", membership.ClusterID(members).String())
@@ -272,13 +279,9 @@ const (
 	keepBytes   = 16 << 20
 )
 
-// bootstrap puts the members that the flags name into the log.
+// bootstrap puts the founders into the log.
 func (n *Node) bootstrap() error {
-	ic, err := membership.ParseInitialCluster(n.cfg.InitialCluster)
-	if err != nil {
-		return fmt.Errorf("--initial-cluster: %w", err)
-	}
-	members, err := ic.Members(n.cfg.InitialClusterToken)
+	members, err := n.founders()
 	if err != nil {
 		return err
 	}
