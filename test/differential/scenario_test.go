@@ -143,7 +143,8 @@ func TestExpiry(t *testing.T) {
 		if err := w.drain(); err != nil {
 			t.Fatal(err)
 		}
-		if evs := w.events[0]; len(evs) > 0 && evs[len(evs)-1].Type == mvccpb.Event_DELETE {
+		// On a machine that is too busy to look in time nothing is told either way.
+		if evs := w.events[0]; time.Since(start) < 2*time.Second && len(evs) > 0 && evs[len(evs)-1].Type == mvccpb.Event_DELETE {
 			t.Fatalf("%v: a lease of 2 s expired after %v: %s", s.kind, time.Since(start), eventsText(evs))
 		}
 		err := w.await("the deletions of two leases", func() bool { return deletions(w.events[0]) >= 9 })
