@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -342,7 +343,13 @@ func (b *bench) startUntilRead() error {
 	}
 	b.server = s
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(2 * time.Millisecond) {
-		// A new connection for each try: one that was refused backs off.
+		// Only a look whether anyone listens, so that the waiting takes no CPU from the
+		// start. Then a new connection for each try: one that was refused backs off.
+		if probe, err := net.Dial("tcp", s.Addr); err != nil {
+			continue
+		} else if err := probe.Close(); err != nil {
+			return err
+		}
 		conn, err := harness.Dial(s.Addr)
 		if err != nil {
 			return err
