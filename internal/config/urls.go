@@ -3,10 +3,11 @@ package config
 import (
 	"errors"
 	"fmt"
-	"net"
 	"net/url"
 	"slices"
 	"strings"
+
+	"quorate/internal/membership"
 )
 
 // URLs is a sorted list of URLs without repeats.
@@ -17,25 +18,12 @@ type URLs []url.URL
 func ParseURLs(text string) (URLs, error) {
 	var us URLs
 	for s := range strings.SplitSeq(text, ",") {
-		s = strings.TrimSpace(s)
-		u, err := url.Parse(s)
+		u, err := membership.ParseURL(s)
 		if err != nil {
 			return nil, err
 		}
-		switch u.Scheme {
-		case "http", "https":
-			if _, _, err := net.SplitHostPort(u.Host); err != nil {
-				return nil, fmt.Errorf(`URL address does not have the form "host:port": %s`, s)
-			}
-			if u.Path != "" {
-				return nil, fmt.Errorf("URL must not contain a path: %s", s)
-			}
-		case "unix", "unixs":
-			if Address(*u) == "" {
-				return nil, fmt.Errorf("URL names no socket: %s", s)
-			}
-		default:
-			return nil, fmt.Errorf("URL scheme must be http, https, unix, or unixs: %s", s)
+		if (u.Scheme == "unix" || u.Scheme == "unixs") && Address(*u) == "" {
+			return nil, fmt.Errorf("URL names no socket: %s", strings.TrimSpace(s))
 		}
 		us = append(us, *u)
 	}

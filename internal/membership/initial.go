@@ -105,33 +105,42 @@ func (ic InitialCluster) Members(token string) ([]Member, error) {
 	return ms, nil
 }
 
-// ParseURLs checks that each is http or https with a port and no path, or unix or
-// unixs, and returns them in their normal form, sorted.
+// ParseURLs reads each with ParseURL and returns them in their normal form, sorted.
 func ParseURLs(urls []string) ([]string, error) {
 	if len(urls) == 0 {
 		return nil, errors.New("no valid URLs given")
 	}
 	out := make([]string, len(urls))
 	for i, s := range urls {
-		s = strings.TrimSpace(s)
-		u, err := url.Parse(s)
+		u, err := ParseURL(s)
 		if err != nil {
 			return nil, err
-		}
-		switch u.Scheme {
-		case "http", "https":
-			if _, _, err := net.SplitHostPort(u.Host); err != nil {
-				return nil, fmt.Errorf(`URL address does not have the form "host:port": %s`, s)
-			}
-			if u.Path != "" {
-				return nil, fmt.Errorf("URL must not contain a path: %s", s)
-			}
-		case "unix", "unixs":
-		default:
-			return nil, fmt.Errorf("URL scheme must be http, https, unix, or unixs: %s", s)
 		}
 		out[i] = u.String()
 	}
 	slices.Sort(out)
 	return out, nil
+}
+
+// ParseURL reads the URL of a member: http or https with a port and no path, or unix or
+// unixs. The errors are etcd's.
+func ParseURL(s string) (*url.URL, error) {
+	s = strings.TrimSpace(s)
+	u, err := url.Parse(s)
+	if err != nil {
+		return nil, err
+	}
+	switch u.Scheme {
+	case "http", "https":
+		if _, _, err := net.SplitHostPort(u.Host); err != nil {
+			return nil, fmt.Errorf(`URL address does not have the form "host:port": %s`, s)
+		}
+		if u.Path != "" {
+			return nil, fmt.Errorf("URL must not contain a path: %s", s)
+		}
+	case "unix", "unixs":
+	default:
+		return nil, fmt.Errorf("URL scheme must be http, https, unix, or unixs: %s", s)
+	}
+	return u, nil
 }
