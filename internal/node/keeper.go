@@ -43,6 +43,9 @@ func (n *Node) keep() {
 		case <-n.failed:
 			return
 		case <-n.leads:
+		case <-n.overQuota:
+			n.raiseNoSpace()
+			continue
 		case <-ticker.C:
 		}
 		if !n.leading.Load() {

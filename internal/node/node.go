@@ -143,7 +143,6 @@ type Node struct {
 	memberAt  atomic.Uint64 // last entry that changed the membership
 
 	leasesLoaded chan struct{}
-	raising      atomic.Bool // the NOSPACE alarm is being raised
 	logFull      atomic.Bool // no more segments can be prepared
 
 	meter meter
@@ -167,7 +166,8 @@ type lifecycle struct {
 	loopDone, appendDone, applyDone chan struct{}
 	keeperDone                      chan struct{}
 	leads                           chan struct{}  // a token when leadership begins
-	background                      sync.WaitGroup // short work that nobody waits for
+	overQuota                       chan struct{}  // a token when the quota is reached
+	background                      sync.WaitGroup // reads the leases after the start
 
 	closeOnce sync.Once
 	closeErr  error
@@ -180,7 +180,7 @@ func newLifecycle() lifecycle {
 		ready: make(chan struct{}), failed: make(chan struct{}),
 		stopLoop: make(chan struct{}), stopAppend: make(chan struct{}), stopApply: make(chan struct{}),
 		loopDone: make(chan struct{}), appendDone: make(chan struct{}), applyDone: make(chan struct{}),
-		keeperDone: make(chan struct{}), leads: make(chan struct{}, 1),
+		keeperDone: make(chan struct{}), leads: make(chan struct{}, 1), overQuota: make(chan struct{}, 1),
 	}
 }
 

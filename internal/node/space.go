@@ -2,7 +2,6 @@ package node
 
 import (
 	"math"
-	"time"
 
 	"quorate/internal/kv"
 	"quorate/internal/wire"
@@ -52,7 +51,7 @@ func (n *Node) admit(field wire.Field, body []byte) (room int64, err error) {
 	if quota := n.cfg.quota(); quota > 0 {
 		_, inUse := n.store.Size()
 		if inUse+int64(len(body)) > quota && (field != wire.FieldTxn || txnPuts(body)) {
-			n.raiseNoSpace()
+			n.quotaReached()
 			return 0, kv.ErrNoSpace
 		}
 	}
@@ -82,16 +81,25 @@ func (n *Node) onLogFull(err error) {
 	}
 }
 
-// raiseNoSpace raises the alarm unless it is raised or about to be.
+// quotaReached has the keeper raise the alarm. Whoever finds it raised or asked for need
+// do nothing.
+func (n *Node) quotaReached() {
+	if n.alarms.NoSpace() {
+		return
+	}
+	select {
+	case n.overQuota <- struct{}{}:
+	default: // the keeper has not seen the last one yet
+	}
+}
+
+// raiseNoSpace raises the alarm unless it was raised meanwhile.
 func (n *Node) raiseNoSpace() {
-	if n.alarms.NoSpace() || !n.raising.CompareAndSwap(false, true) {
+	if n.alarms.NoSpace() {
 		return
 	}
 	n.log.Warn("the store has reached its quota; writes that make it larger are refused", "quota-bytes", n.cfg.quota())
-	n.background.Go(func() {
-		defer n.raising.Store(false)
-		n.setNoSpace(pb.AlarmRequest_ACTIVATE)
-	})
+	n.setNoSpace(pb.AlarmRequest_ACTIVATE)
 }
 
 // watchSpace lowers this member's alarm once there is space again.
@@ -116,6 +124,5 @@ func (n *Node) setNoSpace(action pb.AlarmRequest_AlarmAction) {
 	err := n.proposeMessage(wire.FieldAlarm, &pb.AlarmRequest{MemberID: n.id, Action: action, Alarm: pb.AlarmType_NOSPACE})
 	if err != nil && n.ctx.Err() == nil {
 		n.log.Warn("could not change the NOSPACE alarm", "action", action.String(), "error", err)
-		time.Sleep(keeperTick / 10) // not again at once, whoever asks
 	}
 }
