@@ -7,6 +7,7 @@ package kv
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 )
 
@@ -21,6 +22,11 @@ type Revision struct {
 // Less reports whether r was made before o.
 func (r Revision) Less(o Revision) bool {
 	return r.Main < o.Main || r.Main == o.Main && r.Sub < o.Sub
+}
+
+// Compare is negative if r was made before o, positive if after it, and 0 if they are one.
+func (r Revision) Compare(o Revision) int {
+	return cmp.Or(cmp.Compare(r.Main, o.Main), cmp.Compare(r.Sub, o.Sub))
 }
 
 // IsZero reports whether r names no change.

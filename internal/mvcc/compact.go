@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"fmt"
+	"slices"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -23,6 +24,7 @@ import (
 
 const (
 	dropsMax     = 1000                  // deletions in one step
+	dueChunksMax = 512                   // chunks of due revisions that the flusher takes at a time
 	compactPause = 10 * time.Millisecond // between two steps, for others to use the disk
 	forgetHold   = 32                    // keys that one hold of the lock takes from the index
 )
@@ -70,30 +72,48 @@ func (s *Store) compactTarget() int64 {
 }
 
 // takeDrops makes w a step of the compaction to target.
+//
+// Revisions become due in the order of the changes that superseded them, and lie in the
+// file in the order in which they were made themselves. The flusher takes many at a time
+// and drops them in the file's order, so that a step touches few of its pages.
 func (s *Store) takeDrops(w *write, target int64) {
-	limit := cmp.Or(s.opts.hooks.drops, dropsMax)
+	f := &s.flusher
+	for _, q := range []*queue{&s.superseded, &s.tombstones} {
+		if len(f.drops) == 0 && len(f.due.chunks) == 0 {
+			f.due = q.cut(target, dueChunksMax)
+		}
+	}
 	w.compact, w.target = true, target
-	w.drops = s.superseded.peek(w.drops, target, limit)
-	w.superseded = len(w.drops)
-	w.drops = s.tombstones.peek(w.drops, target, limit)
-	w.finish = len(w.drops) < limit
+	w.finish = !s.superseded.due(target) && !s.tombstones.due(target)
+}
+
+// step chooses what w drops, and thereby whether anything is left.
+func (s *Store) step(w *write) {
+	f := &s.flusher
+	if len(f.due.chunks) > 0 {
+		f.drops, f.due = f.due.revisions(), queue{}
+		slices.SortFunc(f.drops, kv.Revision.Compare)
+	}
+	n := min(len(f.drops), cmp.Or(s.opts.hooks.drops, dropsMax))
+	w.drops = f.drops[:n]
+	w.finish = w.finish && n == len(f.drops)
 }
 
 // drop deletes w.drops and collects their keys.
 func (w *write) drop(tx *bbolt.Tx, records *bbolt.Bucket) error {
 	var buf [revLen + 1]byte
 	c := records.Cursor()
-	for _, d := range w.drops {
-		k, v := c.Seek(appendRev(buf[:0], d.rev, false))
-		if rev, _, ok := parseRev(k); !ok || rev != d.rev {
-			return fmt.Errorf("compact: revision %v is not in the file", d.rev)
+	for _, drop := range w.drops {
+		k, v := c.Seek(appendRev(buf[:0], drop, false))
+		if rev, _, ok := parseRev(k); !ok || rev != drop {
+			return fmt.Errorf("compact: revision %v is not in the file", drop)
 		}
 		// The same key often follows itself; the index need not hear of it twice.
 		if key := wire.KeyOf(v); len(w.keys) == 0 || !bytes.Equal(w.keys[len(w.keys)-1], key) {
 			w.keys = append(w.keys, bytes.Clone(key))
 		}
 		if err := c.Delete(); err != nil {
-			return fmt.Errorf("compact: delete revision %v: %w", d.rev, err)
+			return fmt.Errorf("compact: delete revision %v: %w", drop, err)
 		}
 	}
 	if !w.finish {

@@ -11,6 +11,8 @@ import (
 
 	"go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
+
+	"quorate/internal/kv"
 )
 
 // flusher is the goroutine that writes the file, and what is its alone.
@@ -19,10 +21,12 @@ type flusher struct {
 	calls chan func() // to be run between two writes
 	ended chan struct{}
 
-	file      *file     // the current one
-	listed    bool      // it holds its list of free pages, see freelistMax
-	compactAt time.Time // not before, the next step of a compaction
-	retryAt   time.Time // not before, anything, while the disk is full
+	file      *file         // the current one
+	listed    bool          // it holds its list of free pages, see freelistMax
+	compactAt time.Time     // not before, the next step of a compaction
+	due       queue         // what the compaction took to drop
+	drops     []kv.Revision // the same in the order of the file, when one of both is empty
+	retryAt   time.Time     // not before, anything, while the disk is full
 }
 
 var errClosed = errors.New("the store is closed")
@@ -43,12 +47,11 @@ type write struct {
 	tail  tail
 	ops   []bucketOp
 
-	compact    bool
-	target     int64  // the revision to compact to
-	drops      []drop // what to delete, superseded revisions first
-	superseded int    // how many of drops are
-	finish     bool   // nothing is left to drop after these
-	keys       [][]byte
+	compact bool
+	target  int64         // the revision to compact to
+	drops   []kv.Revision // what to delete
+	finish  bool          // nothing is left to drop after these
+	keys    [][]byte      // of drops
 
 	stats bbolt.TxStats // of the transaction, once it is committed
 }
@@ -66,6 +69,9 @@ func (s *Store) run() {
 		}
 		if w.flush || w.compact {
 			begin := time.Now()
+			if w.compact {
+				s.step(&w)
+			}
 			err := s.commit(&w)
 			if err == nil {
 				s.opts.Meters.committed(&w, time.Since(begin))
@@ -248,8 +254,7 @@ func (s *Store) install(w *write) error {
 	}
 	var finished []compaction
 	if w.compact {
-		s.superseded.pop(w.superseded)
-		s.tombstones.pop(len(w.drops) - w.superseded)
+		f.drops = f.drops[len(w.drops):]
 		if w.finish {
 			finished = s.takeFinished(w.target)
 		}

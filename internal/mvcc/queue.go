@@ -2,6 +2,7 @@ package mvcc
 
 import (
 	"math"
+	"slices"
 
 	"quorate/internal/kv"
 )
@@ -52,32 +53,47 @@ func (q *queue) push(rev kv.Revision, due int64) {
 	c.n++
 }
 
-// peek appends to drops what is due at main revision rev, until it holds limit.
-func (q *queue) peek(drops []drop, rev int64, limit int) []drop {
-	i := q.head
-	for _, c := range q.chunks {
-		for ; i < c.n; i++ {
-			e := c.list[i]
-			due := c.due + int64(e.due)
-			if due > rev || len(drops) >= limit {
-				return drops
-			}
-			drops = append(drops, drop{kv.Revision{Main: e.main, Sub: int64(e.sub)}, due})
-		}
-		i = 0
+// cut removes and returns the oldest entries that are due at main revision rev, those of
+// limit chunks at most.
+func (q *queue) cut(rev int64, limit int) queue {
+	n := 0
+	for n < min(len(q.chunks), limit) && q.chunks[n].dueOf(q.chunks[n].n-1) <= rev {
+		n++
 	}
-	return drops
+	cut := queue{chunks: slices.Clone(q.chunks[:n]), head: q.head}
+	if n > 0 {
+		clear(q.chunks[:n])
+		q.chunks, q.head = q.chunks[n:], 0
+	}
+	if n == limit || !q.due(rev) {
+		return cut
+	}
+	part := *q.chunks[0]
+	for q.due(rev) {
+		q.head++ // there is an entry behind, which is not due
+	}
+	part.n = q.head
+	cut.chunks = append(cut.chunks, &part)
+	return cut
 }
 
-// pop removes the first n.
-func (q *queue) pop(n int) {
-	q.head += n
-	for len(q.chunks) > 0 && q.head >= q.chunks[0].n {
-		q.head -= q.chunks[0].n
-		q.chunks[0] = nil
-		q.chunks = q.chunks[1:]
+// due reports whether anything is, at main revision rev.
+func (q *queue) due(rev int64) bool {
+	return len(q.chunks) > 0 && q.chunks[0].dueOf(q.head) <= rev
+}
+
+// dueOf is the main revision at which entry i is due.
+func (c *queueChunk) dueOf(i int) int64 { return c.due + int64(c.list[i].due) }
+
+// revisions are all that the queue holds.
+func (q *queue) revisions() []kv.Revision {
+	revs := make([]kv.Revision, 0, len(q.chunks)*queueChunkLen)
+	head := q.head
+	for _, c := range q.chunks {
+		for _, e := range c.list[head:c.n] {
+			revs = append(revs, kv.Revision{Main: e.main, Sub: int64(e.sub)})
+		}
+		head = 0
 	}
-	if len(q.chunks) == 0 {
-		q.chunks, q.head = nil, 0
-	}
+	return revs
 }
