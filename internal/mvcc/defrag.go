@@ -274,8 +274,12 @@ func (s *Store) swapFile(c *copier) error {
 		return err
 	}
 	s.opts.hooks.stepped("synced")
-	if err := os.Rename(c.path, s.path); err != nil {
+	nameless, err := os.OpenFile(s.path, os.O_RDWR, 0)
+	if err != nil {
 		return errors.Join(err, im.tx.Rollback())
+	}
+	if err := os.Rename(c.path, s.path); err != nil {
+		return errors.Join(err, nameless.Close(), im.tx.Rollback())
 	}
 	s.opts.hooks.stepped("renamed")
 	// From here on there is no way back: the next flush must go into the new file, and
@@ -283,6 +287,7 @@ func (s *Store) swapFile(c *copier) error {
 	dirErr := syncDir(filepath.Dir(s.path))
 
 	old := s.flusher.file
+	old.nameless = nameless
 	s.flusher.file, s.flusher.listed = im.file, true
 	s.measure(im)
 	s.mu.Lock()

@@ -2,9 +2,12 @@ package mvcc
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"os"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"go.etcd.io/bbolt"
 
@@ -18,6 +21,9 @@ type file struct {
 	uses   atomic.Int64
 	closed chan struct{} // closed when it is, err is set then
 	err    error
+
+	// nameless, if not nil, is the file once another has taken its name.
+	nameless *os.File
 }
 
 func newFile(db *bbolt.DB) *file {
@@ -32,9 +38,33 @@ func (f *file) release() {
 	if f.uses.Add(-1) == 0 {
 		go func() {
 			f.err = f.db.Close()
+			if f.nameless != nil {
+				f.err = errors.Join(f.err, dissolve(f.nameless))
+			}
 			close(f.closed)
 		}()
 	}
+}
+
+const (
+	dissolveBytes = 8 << 20
+	dissolvePause = 5 * time.Millisecond
+)
+
+// dissolve closes a file without a name, in small steps: a file system that gives back
+// hundreds of megabytes at once lets the log's syncs wait meanwhile.
+func dissolve(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	for size := info.Size(); size > 0; time.Sleep(dissolvePause) {
+		size = max(0, size-dissolveBytes)
+		if err := f.Truncate(size); err != nil {
+			return errors.Join(err, f.Close())
+		}
+	}
+	return f.Close()
 }
 
 // image is the file as it was after one flush: a read transaction that all views
