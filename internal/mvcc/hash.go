@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"quorate/internal/kv"
+	"quorate/internal/wire"
 )
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -22,7 +23,8 @@ var all = kv.Span{End: []byte{0}}
 // The checksum is CRC-32C over the bucket's name and every record's key and value, in
 // order. Of the records up to the compacted revision those count that are the current,
 // live value of their key at rev; if no key is live at rev, those that the compaction
-// left. A tombstone of exactly the compacted revision never counts.
+// left. A tombstone of exactly the compacted revision never counts. For all this a key
+// that the change at rev itself deleted and put again is not live at rev.
 //
 // (etcd remembers the checksum that it took during each of its last compactions, before
 // it deleted, and answers with that when asked for exactly that revision, until it is
@@ -59,7 +61,11 @@ func (v *View) HashKV(rev int64) (sum uint32, compactRev, hashRev int64, err err
 func (v *View) kept(rev int64) []kv.Revision {
 	var keep []kv.Revision
 	some := false
+	reborn := v.reborn(rev)
 	collect := func(mod kv.Revision) bool {
+		if slices.Contains(reborn, mod) {
+			return true
+		}
 		some = true
 		if mod.Main <= v.compactRev {
 			keep = append(keep, mod)
@@ -70,13 +76,24 @@ func (v *View) kept(rev int64) []kv.Revision {
 	if !some && v.compactRev > 0 {
 		v.tree.Revisions(all, v.compactRev, collect)
 	}
-	slices.SortFunc(keep, func(a, b kv.Revision) int {
-		if a.Less(b) {
-			return -1
-		}
-		return 1
-	})
+	slices.SortFunc(keep, kv.Revision.Compare)
 	return keep
+}
+
+// reborn is the puts of main revision rev that follow a deletion of their key in it.
+func (v *View) reborn(rev int64) []kv.Revision {
+	var reborn []kv.Revision
+	deleted := make(map[string]bool)
+	v.records(rev, rev, func(r kv.Record) bool {
+		key := string(wire.KeyOf(r.KV))
+		if r.Tombstone {
+			deleted[key] = true
+		} else if deleted[key] {
+			reborn = append(reborn, r.Rev)
+		}
+		return true
+	})
+	return reborn
 }
 
 // recordHash is a checksum of records as they are in the file.

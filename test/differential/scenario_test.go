@@ -574,3 +574,25 @@ func TestHTTP(t *testing.T) {
 		}
 	}
 }
+
+// A transaction may delete everything and put one key again, in one revision. etcd then
+// knows of no live key when it hashes, and leaves out nothing. Seed 865567260.
+func TestHashWhenAllIsDeletedAndOnePutAgain(t *testing.T) {
+	r := scenario(t)
+	put := func(key string) *call {
+		return newCall(rpcPut, &pb.PutRequest{Key: []byte(key), Value: []byte("v")})
+	}
+	hash := newCall(rpcHashKV, &pb.HashKVRequest{})
+	r.must(t, put("a"), put("b"), put("c"), newCall(rpcCompact, &pb.CompactionRequest{Revision: 4, Physical: true}), hash)
+	// A deletion and a put of one key may meet in a transaction if one is nested.
+	wipe := &pb.TxnRequest{Success: []*pb.RequestOp{{Request: &pb.RequestOp_RequestDeleteRange{
+		RequestDeleteRange: &pb.DeleteRangeRequest{Key: []byte{0}, RangeEnd: []byte{0}},
+	}}}}
+	again := &pb.PutRequest{Key: []byte("b"), Value: []byte("w")}
+	r.must(t,
+		newCall(rpcTxn, &pb.TxnRequest{Success: []*pb.RequestOp{
+			{Request: &pb.RequestOp_RequestTxn{RequestTxn: wipe}},
+			{Request: &pb.RequestOp_RequestPut{RequestPut: again}},
+		}}),
+		hash, put("a"), hash)
+}
