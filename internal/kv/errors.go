@@ -32,15 +32,21 @@ var (
 	ErrNotLeader       = errors.New("not leader")
 	ErrStopped         = errors.New("server stopped")
 	ErrTimeout         = errors.New("request timed out")
+	ErrLeaderFailed    = errors.New("request timed out, possibly due to previous leader failure")
+	ErrConnectionLost  = errors.New("request timed out, possibly due to connection lost")
 	ErrTooManyRequests = errors.New("too many requests")
 	ErrUnhealthy       = errors.New("unhealthy cluster")
 
 	// Membership.
 	ErrMemberNotFound = errors.New("member not found")
 	ErrBadTransferee  = errors.New("bad leader transferee")
+	ErrTransferSlow   = errors.New("request timed out, leader transfer took too long")
 	ErrNotSupported   = errors.New("not capable")
 	ErrMemberExists   = errors.New("member ID already exist")
 	//lint:ignore ST1005 etcd's text
 	ErrPeerURLExists    = errors.New("Peer URLs already exists")
 	ErrMemberNotLearner = errors.New("can only promote a learner member")
+	ErrLearnerNotReady  = errors.New("can only promote a learner member which is in sync with leader")
+	ErrTooManyLearners  = errors.New("too many learner members in cluster")
+	ErrNotEnoughStarted = errors.New("re-configuration failed due to not enough started members")
 )

@@ -56,7 +56,7 @@ func (c cluster) MemberRemove(_ context.Context, r *pb.MemberRemoveRequest) (*pb
 		return nil, kv.ErrMemberNotFound
 	case !m.IsLearner && c.voters() == 1:
 		// Nobody would be left to agree on anything.
-		return nil, errMemberNotEnoughLeft
+		return nil, errNotEnoughStarted
 	}
 	return nil, kv.ErrNotSupported
 }

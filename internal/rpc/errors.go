@@ -44,21 +44,28 @@ var errorTable = []struct {
 	{kv.ErrNotLeader, rpctypes.ErrGRPCNotLeader},
 	{kv.ErrStopped, rpctypes.ErrGRPCStopped},
 	{kv.ErrTimeout, rpctypes.ErrGRPCTimeout},
+	{kv.ErrLeaderFailed, rpctypes.ErrGRPCTimeoutDueToLeaderFail},
+	{kv.ErrConnectionLost, rpctypes.ErrGRPCTimeoutDueToConnectionLost},
 	{kv.ErrTooManyRequests, errTooManyRequests},
 	{kv.ErrUnhealthy, rpctypes.ErrGRPCUnhealthy},
 
 	{kv.ErrMemberNotFound, rpctypes.ErrGRPCMemberNotFound},
 	{kv.ErrBadTransferee, rpctypes.ErrGRPCBadLeaderTransferee},
+	{kv.ErrTransferSlow, errTransferSlow},
 	{kv.ErrNotSupported, rpctypes.ErrGRPCNotCapable},
 	{kv.ErrMemberExists, rpctypes.ErrGRPCMemberExist},
 	{kv.ErrPeerURLExists, rpctypes.ErrGRPCPeerURLExist},
 	{kv.ErrMemberNotLearner, rpctypes.ErrGRPCMemberNotLearner},
+	{kv.ErrLearnerNotReady, rpctypes.ErrGRPCLearnerNotReady},
+	{kv.ErrTooManyLearners, rpctypes.ErrGRPCTooManyLearners},
+	{kv.ErrNotEnoughStarted, errNotEnoughStarted},
 }
 
-// The two with the wrong code, see errorTable.
+// The two with the wrong code, see errorTable, and one that etcd has no code for.
 var (
-	errTooManyRequests     = status.Error(codes.Unknown, rpctypes.ErrTooManyRequests.Error())
-	errMemberNotEnoughLeft = status.Error(codes.Unknown, rpctypes.ErrMemberNotEnoughStarted.Error())
+	errTooManyRequests  = status.Error(codes.Unknown, rpctypes.ErrTooManyRequests.Error())
+	errNotEnoughStarted = status.Error(codes.Unknown, rpctypes.ErrMemberNotEnoughStarted.Error())
+	errTransferSlow     = status.Error(codes.Unknown, "etcdserver: request timed out, leader transfer took too long")
 )
 
 // toWire turns an error from below into the gRPC status that clients get. Errors that
