@@ -10,9 +10,11 @@ package consensus
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
+	"go.etcd.io/raft/v3/tracker"
 )
 
 // Config configures a Core.
@@ -23,6 +25,10 @@ type Config struct {
 	PreVote        bool
 	Applied        uint64 // last entry that the state machine holds
 	Logger         raft.Logger
+
+	// Incarnation tells this run of the member from earlier ones and from other members:
+	// no two may have the same.
+	Incarnation uint64
 
 	// KeepEntries and KeepBytes bound the applied entries that are kept in memory so that
 	// a follower can catch up without a snapshot.
@@ -53,6 +59,12 @@ type Core struct {
 
 	conf  *raftpb.ConfState
 	reads uint64 // last read request's number
+
+	forwarded uint64 // term of the batches that were sent to its leader
+	number    uint64 // of the last of them
+	taken     taken
+	sending   map[uint64]*sending // snapshots, by member
+
 	// ledTerm is the term that this member leads, and termStart that term's first entry;
 	// 0 while it leads none.
 	ledTerm   uint64
@@ -75,13 +87,18 @@ func New(cfg Config, log *Log) (*Core, error) {
 		CheckQuorum:               true,
 		PreVote:                   cfg.PreVote,
 		DisableProposalForwarding: true,
+		StepDownOnRemoval:         true,
 		Logger:                    cfg.Logger,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("start raft: %w", err)
 	}
-	c := &Core{cfg: cfg, rn: rn, log: log, conf: log.conf, applied: cfg.Applied}
+	c := &Core{
+		cfg: cfg, rn: rn, log: log, conf: log.conf, applied: cfg.Applied,
+		reads: cfg.Incarnation, sending: make(map[uint64]*sending),
+	}
 	c.term, c.committed = log.hard.GetTerm(), log.hard.GetCommit()
+	log.busy = func() bool { return len(c.sending) >= snapshotsMax }
 	return c, nil
 }
 
@@ -139,34 +156,44 @@ func (c *Core) Sole() bool {
 	return len(c.conf.Voters) == 1 && c.conf.Voters[0] == c.cfg.ID && len(c.conf.VotersOutgoing) == 0
 }
 
+// IsLearner reports whether this member has no vote.
+func (c *Core) IsLearner() bool { return slices.Contains(c.conf.Learners, c.cfg.ID) }
+
 // Alone reports whether this member leads and is the only voter: then what it has applied
 // is all that anyone has acknowledged, and a read needs to ask nobody.
 func (c *Core) Alone() bool { return c.Leads() && c.Sole() }
 
 // Tick passes one tick of time.
-func (c *Core) Tick() { c.rn.Tick() }
+func (c *Core) Tick() {
+	c.rn.Tick()
+	c.tickSnapshots()
+}
 
 // Campaign starts an election now.
 func (c *Core) Campaign() error { return c.rn.Campaign() }
 
-// Step takes a message of a peer.
-func (c *Core) Step(m *raftpb.Message) error { return c.rn.Step(m) }
-
-// Propose appends entries to the log of the leader, each holding one of the requests, as
-// one batch. It reports raft.ErrProposalDropped where this member does not lead; none of
-// the batch can ever be applied then.
-func (c *Core) Propose(requests [][]byte) error {
-	ents := make([]raftpb.Entry, len(requests))
-	ptrs := make([]*raftpb.Entry, len(requests))
-	for i, r := range requests {
-		ents[i].Data = r
-		ptrs[i] = &ents[i]
+// Suspect says that a member's process has ended. It reports whether that member led; then
+// it is forgotten, so that an election (Campaign) need not wait for the leader's silence.
+func (c *Core) Suspect(id uint64) bool {
+	st := c.rn.BasicStatus()
+	if st.Lead != id || st.RaftState == raft.StateLeader {
+		return false
 	}
-	return c.rn.Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: new(c.cfg.ID), Entries: ptrs})
+	// Refused with lease-based reads alone, which are not used.
+	return c.rn.ForgetLeader() == nil
 }
 
-// ProposeConfChange appends a change of the membership.
-func (c *Core) ProposeConfChange(cc *raftpb.ConfChange) error { return c.rn.ProposeConfChange(cc) }
+// Step takes a message of a peer. Its errors say why Raft did not; none is a fault of
+// this member.
+func (c *Core) Step(m *raftpb.Message) error {
+	if m.GetType() == raftpb.MsgProp && m.GetTerm() != 0 {
+		return c.take(m)
+	}
+	return c.rn.Step(m)
+}
+
+// Unreachable says that messages to a member were lost.
+func (c *Core) Unreachable(id uint64) { c.rn.ReportUnreachable(id) }
 
 // ApplyConfChange makes a committed change of the membership effective, and returns the
 // configuration after it. It must be called before Applied for the entry that carries it.
@@ -188,6 +215,36 @@ func (c *Core) ReadIndex() uint64 {
 // TransferLeader hands leadership to a voter, if this member has it.
 func (c *Core) TransferLeader(to uint64) { c.rn.TransferLeader(to) }
 
+// Transferring reports whether leadership is being handed over.
+func (c *Core) Transferring() bool { return c.rn.BasicStatus().LeadTransferee != raft.None }
+
+// Heir is the voter that can best take over from this member, which leads: it lacks the
+// fewest entries of those that were heard of lately. 0: there is none.
+func (c *Core) Heir() (heir uint64) {
+	var match uint64
+	c.rn.WithProgress(func(id uint64, kind raft.ProgressType, pr tracker.Progress) {
+		if id != c.cfg.ID && kind == raft.ProgressTypePeer && pr.RecentActive && pr.State == tracker.StateReplicate && pr.Match > match {
+			heir, match = id, pr.Match
+		}
+	})
+	return heir
+}
+
+// CaughtUp reports whether a member has nearly everything (nine tenths, as in etcd) that
+// this one, the leader, has.
+func (c *Core) CaughtUp(id uint64) bool {
+	var own, match uint64
+	c.rn.WithProgress(func(of uint64, _ raft.ProgressType, pr tracker.Progress) {
+		switch of {
+		case c.cfg.ID:
+			own = pr.Match
+		case id:
+			match = pr.Match
+		}
+	})
+	return float64(match) > float64(own)*0.9
+}
+
 // ReadIndexAnswer says that reads under a request's number, and of any before it, are
 // linearizable once entry Index is applied.
 type ReadIndexAnswer struct {
@@ -197,11 +254,13 @@ type ReadIndexAnswer struct {
 
 // Ready is what a Core wants done.
 type Ready struct {
-	// Append is a write to the durable log; its responses go to Appended.
+	// Append is a write to the durable log; its responses go to Appended. Where it has a
+	// snapshot, that one's state must take the place of the state machine's, too.
 	Append *raftpb.Message
 	// Apply holds committed entries for the state machine; its responses go to Applied.
 	Apply *raftpb.Message
-	// Send are messages to peers, to be sent at once.
+	// Send are messages to peers, to be sent at once. A MsgSnap asks for the newest state
+	// there is, whatever its metadata says; SnapshotSent must follow.
 	Send []*raftpb.Message
 	// Reads are answers to ReadIndex.
 	Reads []ReadIndexAnswer
@@ -222,6 +281,9 @@ func (c *Core) Ready() (Ready, bool) {
 		case raft.LocalApplyThread:
 			out.Apply = m
 		default:
+			if m.GetType() == raftpb.MsgSnap {
+				c.sending[m.GetTo()] = &sending{from: m.Snapshot.GetMetadata().GetIndex()}
+			}
 			out.Send = append(out.Send, m)
 		}
 	}
@@ -232,9 +294,14 @@ func (c *Core) Ready() (Ready, bool) {
 	return out, true
 }
 
-// Appended takes back an Append that is durable now. It returns the messages to peers
-// that had to wait for that.
+// Appended takes back an Append that is durable now, and whose snapshot, if it has one,
+// is the state machine's state. It returns the messages to peers that had to wait for that.
 func (c *Core) Appended(m *raftpb.Message) (send []*raftpb.Message, err error) {
+	if !raft.IsEmptySnap(m.Snapshot) {
+		meta := m.Snapshot.GetMetadata()
+		c.log.restore(meta)
+		c.conf, c.applied = meta.GetConfState(), meta.GetIndex()
+	}
 	c.log.Append(m.Entries)
 	return c.respond(m)
 }
@@ -247,7 +314,7 @@ func (c *Core) Applied(m *raftpb.Message) error {
 	if _, err := c.respond(m); err != nil {
 		return err
 	}
-	c.log.Trim(c.applied, c.cfg.KeepEntries, c.cfg.KeepBytes)
+	c.trim()
 	return nil
 }
 

@@ -51,7 +51,7 @@ func newGroup(t *testing.T, ids ...uint64) *group {
 }
 
 func config(id uint64) Config {
-	return Config{ID: id, ElectionTicks: 10, HeartbeatTicks: 1, PreVote: true, Logger: quiet{}, KeepEntries: 4, KeepBytes: 1 << 20}
+	return Config{ID: id, ElectionTicks: 10, HeartbeatTicks: 1, PreVote: true, Incarnation: id << 32, Logger: quiet{}, KeepEntries: 4, KeepBytes: 1 << 20}
 }
 
 // settle carries everything out until nothing is left to do.
@@ -141,6 +141,25 @@ func (g *group) elect(id uint64) {
 	g.t.Fatalf("%d did not become leader", id)
 }
 
+func batch(data ...string) (ents []*raftpb.Entry) {
+	for _, d := range data {
+		ents = append(ents, &raftpb.Entry{Data: []byte(d)})
+	}
+	return ents
+}
+
+// propose has a member propose a batch, and returns where it went.
+func (g *group) propose(id uint64, data ...string) Handed {
+	h, send, ok := g.cores[id].Propose(batch(data...))
+	if !ok {
+		g.t.Fatalf("member %d took no proposal", id)
+	}
+	if send != nil {
+		g.inbox = append(g.inbox, send)
+	}
+	return h
+}
+
 func keys[K comparable, V any](m map[K]V) func(func(K) bool) {
 	return func(yield func(K) bool) {
 		for k := range m {
@@ -200,9 +219,7 @@ func TestBatchIsAppliedInOrderEverywhere(t *testing.T) {
 	g := newGroup(t, 1, 2, 3)
 	g.elect(2)
 	want := []string{"a", "b", "c"}
-	if err := g.leader().Propose([][]byte{[]byte("a"), []byte("b"), []byte("c")}); err != nil {
-		t.Fatal(err)
-	}
+	g.propose(2, "a", "b", "c")
 	g.settle()
 	// Followers hear of the commit with the next heartbeat at the latest.
 	g.leader().Tick()
@@ -217,14 +234,6 @@ func TestBatchIsAppliedInOrderEverywhere(t *testing.T) {
 	}
 }
 
-func TestProposalToFollowerIsDropped(t *testing.T) {
-	g := newGroup(t, 1, 2, 3)
-	g.elect(2)
-	if err := g.cores[1].Propose([][]byte{[]byte("x")}); err != raft.ErrProposalDropped {
-		t.Errorf("Propose on a follower: %v, want %v", err, raft.ErrProposalDropped)
-	}
-}
-
 func TestCutOffLeaderConfirmsNoRead(t *testing.T) {
 	g := newGroup(t, 1, 2, 3)
 	g.elect(1)
@@ -236,9 +245,7 @@ func TestCutOffLeaderConfirmsNoRead(t *testing.T) {
 
 	g.cut[1] = true
 	g.elect(2)
-	if err := g.cores[2].Propose([][]byte{[]byte("later")}); err != nil {
-		t.Fatal(err)
-	}
+	g.propose(2, "later")
 	g.settle()
 	g.cores[1].ReadIndex()
 	g.settle()
@@ -261,6 +268,28 @@ func TestNewTermStartsAfterLeadershipIsRegained(t *testing.T) {
 	}
 	if !g.cores[1].Leads() {
 		t.Error("the leader does not say that it leads")
+	}
+}
+
+// Messages to followers hold entries as the log gave them out, while it goes on.
+func TestTrimLeavesWhatWasGivenOut(t *testing.T) {
+	l := NewLog(0, 0, nil, nil)
+	var ents []*raftpb.Entry
+	for i := range uint64(3 * deadMin) {
+		ents = append(ents, &raftpb.Entry{Index: new(i + 1), Term: new(uint64(1))})
+	}
+	l.Append(ents)
+	given, err := l.Entries(1, l.last()+1, 1<<20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range l.last() {
+		l.Trim(i+1, 0, 0)
+	}
+	for i, e := range given {
+		if e.GetIndex() != uint64(i+1) {
+			t.Fatalf("entry %d of those given out is %v after Trim", i+1, e)
+		}
 	}
 }
 

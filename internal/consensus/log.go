@@ -2,6 +2,7 @@ package consensus
 
 import (
 	"fmt"
+	"slices"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -17,9 +18,13 @@ type Log struct {
 	conf    *raftpb.ConfState
 	entries []*raftpb.Entry
 	bytes   int64 // sum of the entries' Data
+	dead    int   // trimmed entries that the array of entries still holds, at most
 
 	trimmedIndex uint64 // the entry before entries[0]
 	trimmedTerm  uint64
+
+	// busy makes Snapshot answer that it has none now.
+	busy func() bool
 }
 
 // entryOverheadMax is how much longer than its Data an entry in wire form can be.
@@ -83,13 +88,22 @@ func (l *Log) Entries(lo, hi, bytesMax uint64) ([]*raftpb.Entry, error) {
 }
 
 // Snapshot implements raft.Storage. What a follower that is too far behind receives is
-// streamed from the store by the node; Raft only needs to know which entry it stands for.
+// streamed from the store by the node; Raft only needs to know from which entry on.
 func (l *Log) Snapshot() (*raftpb.Snapshot, error) {
+	if l.busy != nil && l.busy() {
+		return nil, raft.ErrSnapshotTemporarilyUnavailable
+	}
 	return &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{
 		Index:     new(l.trimmedIndex),
 		Term:      new(l.trimmedTerm),
 		ConfState: l.conf,
 	}}, nil
+}
+
+// restore replaces everything by the state that meta stands for.
+func (l *Log) restore(meta *raftpb.SnapshotMetadata) {
+	l.entries, l.bytes = nil, 0
+	l.trimmedIndex, l.trimmedTerm, l.conf = meta.GetIndex(), meta.GetTerm(), meta.GetConfState()
 }
 
 // Append adds entries that are durable now. The first replaces the entry at its index
@@ -130,6 +144,13 @@ func (l *Log) Trim(index uint64, countMax int, bytesMax int64) {
 	}
 	l.trimmedTerm = l.entries[n-1].GetTerm()
 	l.trimmedIndex += uint64(n)
-	clear(l.entries[:n]) // give the entries back although the array is kept
 	l.entries = l.entries[n:]
+	// Messages on their way may still share the array, so it cannot be cleared; now and
+	// then what is left moves to another, and the old one ends with the messages.
+	if l.dead += n; l.dead > len(l.entries)+deadMin {
+		l.entries, l.dead = slices.Clone(l.entries), 0
+	}
 }
+
+// deadMin is how many entries may be kept for nothing at least.
+const deadMin = 64

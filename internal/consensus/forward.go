@@ -1,0 +1,99 @@
+package consensus
+
+import (
+	"go.etcd.io/raft/v3"
+	"go.etcd.io/raft/v3/raftpb"
+)
+
+// The fate rule. A batch of proposals is handed on in one term T: appended by this member
+// if it leads, or else sent to T's leader as a MsgProp that carries T. A leader of another
+// term does not take it, so the batch can only ever become entries of term T. Once a
+// member has applied an entry of a later term, whatever it handed on at T and has not
+// applied by then never will be, for terms do not decrease along the log; it may be
+// proposed again.
+//
+// While T lasts, a batch that was sent may be lost with a connection. So the batches that
+// one run of a member sends in T are numbered from 1, and the leader takes each number
+// once and in order: what may have been lost can be sent again. What the leader remembers
+// for that ends with its term, as do the batches.
+//
+// In a MsgProp, Term is T, Index the number and LogTerm the sender's incarnation. etcd
+// sends proposals with none of them, and as a leader minds Term alone; batches that went
+// to an etcd are not sent again.
+
+// Handed says where a batch of proposals went.
+type Handed struct {
+	// Term is the one whose entries the batch can become, and no other's.
+	Term uint64
+	// Number is above 0 if the batch was sent to another member.
+	Number uint64
+}
+
+// taken is what the leader has taken of other members in its term.
+type taken struct {
+	term uint64
+	last map[sender]uint64 // number of the last batch
+}
+
+type sender struct{ member, incarnation uint64 }
+
+// Propose hands on entries, of which only type and data are set, as one batch: they are
+// appended if this member leads, else send is to be sent to the leader. ok is false if
+// there is no leader or it is being replaced; then none of the batch is in any log.
+func (c *Core) Propose(entries []*raftpb.Entry) (h Handed, send *raftpb.Message, ok bool) {
+	st := c.rn.BasicStatus()
+	switch {
+	case st.RaftState == raft.StateLeader:
+		err := c.rn.Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: new(c.cfg.ID), Entries: entries})
+		return Handed{Term: st.GetTerm()}, nil, err == nil
+	case st.Lead == raft.None:
+		return Handed{}, nil, false
+	}
+	if c.forwarded != st.GetTerm() {
+		c.forwarded, c.number = st.GetTerm(), 0
+	}
+	c.number++
+	h = Handed{Term: c.forwarded, Number: c.number}
+	return h, c.message(h, st.Lead, entries), true
+}
+
+// ProposeAgain is the message that sends a batch once more, nil if its leader has gone.
+func (c *Core) ProposeAgain(h Handed, entries []*raftpb.Entry) *raftpb.Message {
+	st := c.rn.BasicStatus()
+	if st.GetTerm() != h.Term || st.Lead == raft.None || h.Number == 0 {
+		return nil
+	}
+	return c.message(h, st.Lead, entries)
+}
+
+func (c *Core) message(h Handed, to uint64, entries []*raftpb.Entry) *raftpb.Message {
+	return &raftpb.Message{
+		Type: raftpb.MsgProp.Enum(), From: new(c.cfg.ID), To: new(to),
+		Term: new(h.Term), Index: new(h.Number), LogTerm: new(c.cfg.Incarnation),
+		Entries: entries,
+	}
+}
+
+// take takes a batch that another member has sent, if it is the next of its sender's.
+func (c *Core) take(m *raftpb.Message) error {
+	st := c.rn.BasicStatus()
+	if m.GetTerm() != st.GetTerm() || st.RaftState != raft.StateLeader {
+		return raft.ErrProposalDropped
+	}
+	if c.taken.term != m.GetTerm() {
+		c.taken = taken{term: m.GetTerm(), last: make(map[sender]uint64)}
+	}
+	from := sender{m.GetFrom(), m.GetLogTerm()}
+	if m.GetIndex() != c.taken.last[from]+1 {
+		return nil // it was taken already, or one before it is missing and will come again
+	}
+	// A batch may be empty: all its clients have gone since it was sent first.
+	if len(m.Entries) > 0 {
+		prop := &raftpb.Message{Type: raftpb.MsgProp.Enum(), From: m.From, Entries: m.Entries}
+		if err := c.rn.Step(prop); err != nil {
+			return err
+		}
+	}
+	c.taken.last[from]++
+	return nil
+}
