@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -86,28 +87,33 @@ func Launch(k Kind, dir string, flags ...string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
+	addr := fmt.Sprintf("127.0.0.1:%d", client)
+	return run(k, bin, dir, addr, slices.Concat(args, []string{
+		"--name=" + Name,
+		"--data-dir=" + dir,
+		"--listen-client-urls=http://" + addr,
+		"--advertise-client-urls=" + AdvertisedClientURL,
+		fmt.Sprintf("--listen-peer-urls=http://127.0.0.1:%d", peer),
+		"--initial-advertise-peer-urls=" + AdvertisedPeerURL,
+		"--initial-cluster=" + Name + "=" + AdvertisedPeerURL,
+	}, flags))
+}
+
+// run starts a server's process, which listens for clients on addr.
+func run(k Kind, bin, dir, addr string, args []string) (*Server, error) {
 	s := &Server{
 		Kind: k,
 		Dir:  dir,
-		Addr: fmt.Sprintf("127.0.0.1:%d", client),
+		Addr: addr,
 		Log:  strings.TrimRight(dir, "/") + ".log",
 		done: make(chan struct{}),
 	}
-	args = append(args,
-		"--name="+Name,
-		"--data-dir="+dir,
-		"--listen-client-urls=http://"+s.Addr,
-		"--advertise-client-urls="+AdvertisedClientURL,
-		fmt.Sprintf("--listen-peer-urls=http://127.0.0.1:%d", peer),
-		"--initial-advertise-peer-urls="+AdvertisedPeerURL,
-		"--initial-cluster="+Name+"="+AdvertisedPeerURL,
-	)
 	out, err := os.OpenFile(s.Log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return nil, err
 	}
 	defer out.Close()
-	s.cmd = exec.Command(bin, append(args, flags...)...)
+	s.cmd = exec.Command(bin, args...)
 	s.cmd.Stdout, s.cmd.Stderr = out, out
 	s.cmd.Dir = filepath.Dir(dir)
 	s.cmd.Env = environment()

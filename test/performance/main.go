@@ -185,7 +185,7 @@ func (b *bench) tool(args ...string) (rate, p50, cpu float64, err error) {
 	if err != nil {
 		return 0, 0, 0, err
 	}
-	before, err := cpuSeconds(b.server.PID())
+	before, err := harness.CPUSeconds(b.server.PID())
 	if err != nil {
 		return 0, 0, 0, err
 	}
@@ -195,7 +195,7 @@ func (b *bench) tool(args ...string) (rate, p50, cpu float64, err error) {
 	if err != nil {
 		return 0, 0, 0, fmt.Errorf("benchmark %v: %w", args, err)
 	}
-	after, err := cpuSeconds(b.server.PID())
+	after, err := harness.CPUSeconds(b.server.PID())
 	if err != nil {
 		return 0, 0, 0, err
 	}
@@ -297,10 +297,10 @@ func (b *bench) large() error {
 	}
 	time.Sleep(5 * time.Second)
 	var err error
-	if b.out["large store: anonymous memory"], err = memory(b.server.PID(), "RssAnon"); err != nil {
+	if b.out["large store: anonymous memory"], err = harness.Memory(b.server.PID(), "RssAnon"); err != nil {
 		return err
 	}
-	if b.out["large store: resident memory"], err = memory(b.server.PID(), "VmRSS"); err != nil {
+	if b.out["large store: resident memory"], err = harness.Memory(b.server.PID(), "VmRSS"); err != nil {
 		return err
 	}
 
@@ -432,39 +432,4 @@ func (b *bench) longestGap(do func() error) (time.Duration, error) {
 		}
 		longest = max(longest, time.Since(begin))
 	}
-}
-
-// ---- what the system says of a process ----
-
-// cpuSeconds is the user and system time that a process has used, from its 14th and 15th
-// field in /proc; a tick is 10 ms.
-func cpuSeconds(pid int) (float64, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0, err
-	}
-	// The second field, the name, may hold spaces; it ends with the last parenthesis.
-	_, rest, _ := strings.Cut(string(data[strings.LastIndexByte(string(data), ')'):]), " ")
-	fields := strings.Fields(rest)
-	user, err1 := strconv.ParseFloat(fields[11], 64)
-	system, err2 := strconv.ParseFloat(fields[12], 64)
-	if err1 != nil || err2 != nil {
-		return 0, fmt.Errorf("/proc/%d/stat: %q", pid, data)
-	}
-	return (user + system) / 100, nil
-}
-
-// memory is a field of /proc/pid/status in MB.
-func memory(pid int, field string) (float64, error) {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(data)) {
-		if name, value, _ := strings.Cut(line, ":"); name == field {
-			kb, err := strconv.ParseFloat(strings.TrimSpace(strings.TrimSuffix(strings.TrimSpace(value), "kB")), 64)
-			return kb / 1000, err
-		}
-	}
-	return 0, fmt.Errorf("/proc/%d/status has no %s", pid, field)
 }
