@@ -64,7 +64,7 @@ func (s *Store) Compact(rev int64) (done <-chan struct{}, err error) {
 func (s *Store) compactTarget() int64 {
 	target := int64(-1)
 	for _, c := range s.compactions {
-		if c.op <= s.done.op && !s.defragging {
+		if c.op <= s.done.op && s.stopDefrag == nil {
 			target = max(target, c.rev)
 		}
 	}

@@ -24,26 +24,38 @@ import (
 // flusher's, between two flushes: what is left, then the new file takes the old one's
 // name. A crash leaves one of the two, whole, under the name; Open removes the other.
 func (s *Store) Defragment(ctx context.Context) error {
-	select {
-	case <-s.defrags:
-	case <-s.flusher.ended:
-		return fmt.Errorf("defragment: %w", errClosed)
-	case <-ctx.Done():
-		return ctx.Err()
+	for {
+		select {
+		case <-s.defrags:
+		case <-s.flusher.ended:
+			return fmt.Errorf("defragment: %w", errClosed)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		run, stop := context.WithCancelCause(ctx)
+		s.deferCompactions(stop)
+		err := s.defragment(run)
+		s.deferCompactions(nil)
+		s.defrags <- struct{}{} // where Replace waits for it, to Replace
+		again := err != nil && context.Cause(run) == errReplaced
+		stop(nil)
+		if err == nil {
+			return nil
+		}
+		if !again {
+			return fmt.Errorf("defragment %s: %w", s.path, err)
+		}
 	}
-	s.deferCompactions(true)
-	err := s.defragment(ctx)
-	s.deferCompactions(false)
-	s.defrags <- struct{}{}
-	if err != nil {
-		return fmt.Errorf("defragment %s: %w", s.path, err)
-	}
-	return nil
 }
 
-func (s *Store) deferCompactions(yes bool) {
+// deferCompactions keeps compactions from going on while a Defragment runs that stop
+// ends, until it is called with nil.
+func (s *Store) deferCompactions(stop context.CancelCauseFunc) {
 	s.mu.Lock()
-	s.defragging = yes
+	s.stopDefrag = stop
+	if s.replacing && stop != nil {
+		stop(errReplaced)
+	}
 	s.mu.Unlock()
 	s.flusher.wake()
 }
@@ -67,8 +79,9 @@ func (s *Store) defragment(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	taken := false
 	defer func() {
-		if err != nil {
+		if !taken {
 			err = errors.Join(err, c.discard())
 		}
 	}()
@@ -85,7 +98,7 @@ func (s *Store) defragment(ctx context.Context) (err error) {
 	}
 	s.opts.hooks.stepped("copied")
 	var swapErr error
-	if err := s.call(ctx, func() { swapErr = s.swapFile(c) }); err != nil {
+	if err := s.call(ctx, func() { taken, swapErr = s.swapFile(c) }); err != nil {
 		return err
 	}
 	return swapErr
@@ -257,34 +270,43 @@ func (c *copier) step(bucket []byte, fn func(b *bbolt.Bucket) error) error {
 }
 
 // swapFile is the last step of a Defragment: the flusher copies what is left and puts the
-// new file in the old one's place.
-func (s *Store) swapFile(c *copier) error {
+// new file in the old one's place. If taken, it is the store's even if there is an error.
+func (s *Store) swapFile(c *copier) (taken bool, err error) {
 	if s.failure != nil {
-		return s.failure
+		return false, s.failure
 	}
 	c.pause, c.db.NoFreelistSync = false, false
 	if _, err := c.round(s.image); err != nil {
-		return err
+		return false, err
 	}
 	if err := c.db.Sync(); err != nil {
-		return err
+		return false, err
 	}
 	im, err := newImage(newFile(c.db), s.image.rev)
 	if err != nil {
-		return err
+		return false, err
 	}
+	return s.switchFile(c.path, im, func() {})
+}
+
+// switchFile has the flusher go on in im's file, which is at path: it gives it the store's
+// name and makes im the newest image, and runs change under mu with that. If not taken, im
+// is void; else there may be an error, too, and then the store has failed.
+func (s *Store) switchFile(path string, im *image, change func()) (taken bool, err error) {
 	s.opts.hooks.stepped("synced")
 	nameless, err := os.OpenFile(s.path, os.O_RDWR, 0)
 	if err != nil {
-		return errors.Join(err, im.tx.Rollback())
+		im.release()
+		return false, err
 	}
-	if err := os.Rename(c.path, s.path); err != nil {
-		return errors.Join(err, nameless.Close(), im.tx.Rollback())
+	if err := os.Rename(path, s.path); err != nil {
+		im.release()
+		return false, errors.Join(err, nameless.Close())
 	}
 	s.opts.hooks.stepped("renamed")
 	// From here on there is no way back: the next flush must go into the new file, and
 	// must not before its name is sure to survive.
-	dirErr := syncDir(filepath.Dir(s.path))
+	err = syncDir(filepath.Dir(s.path))
 
 	old := s.flusher.file
 	old.nameless = nameless
@@ -293,17 +315,17 @@ func (s *Store) swapFile(c *copier) error {
 	s.mu.Lock()
 	oldImage := s.image
 	s.image = im
+	change()
 	oldView := s.show()
 	s.mu.Unlock()
 	oldView.Release()
 	oldImage.release()
 	old.release()
-	if dirErr != nil {
-		err := fmt.Errorf("sync the directory of %s: %w", s.path, dirErr)
+	if err != nil {
+		err = fmt.Errorf("sync the directory of %s: %w", s.path, err)
 		s.fail(err)
-		return err
 	}
-	return nil
+	return true, err
 }
 
 func syncDir(name string) error {

@@ -105,6 +105,9 @@ func (s *Store) next(now time.Time) (w write, at time.Time, end bool) {
 	if s.failure != nil || s.closing && len(s.bounds) == 0 {
 		return w, at, s.closing
 	}
+	if s.replacing && !s.closing {
+		return w, at, false
+	}
 	soonest := func(t time.Time) bool { // and whether that is now
 		if t.Before(f.retryAt) && !s.closing {
 			t = f.retryAt

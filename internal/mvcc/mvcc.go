@@ -29,6 +29,7 @@
 package mvcc
 
 import (
+	"context"
 	"fmt"
 	"sync"
 	"sync/atomic"
@@ -85,7 +86,7 @@ type Store struct {
 	path string
 	opts Options
 
-	// Constant after Open: the raft index and term that the file then held.
+	// Changed by Open and Replace alone: the raft index and term that the file then held.
 	openIndex, openTerm uint64
 
 	newest  atomic.Pointer[View]
@@ -133,8 +134,9 @@ type Store struct {
 	room        *sync.Cond    // the tail got smaller, or flushing has ended for good
 	failure     error         // why the flusher gave up, errClosed if it was told to
 	closing     bool
-	unbound     bool // the tail may grow beyond tailBytesMax
-	defragging  bool // compactions wait
+	unbound     bool                    // the tail may grow beyond tailBytesMax
+	replacing   bool                    // the flusher writes nothing, and no Defragment runs
+	stopDefrag  context.CancelCauseFunc // of the Defragment that runs, else nil; compactions wait meanwhile
 
 	flusher flusher
 	defrags chan struct{} // holds a token while no Defragment runs
@@ -181,10 +183,7 @@ func (s *Store) Close() error {
 	s.compactions = nil
 	s.mu.Unlock()
 
-	for _, h := range s.held {
-		h.release()
-	}
-	s.held = nil
+	s.releaseHeld()
 	s.newest.Load().Release()
 	f := im.file
 	im.release()
@@ -196,7 +195,9 @@ func (s *Store) Close() error {
 	return err
 }
 
-// Applied is the raft index and term that the file held when it was opened.
+// Applied is the raft index and term that the file held when it was opened, or with which
+// Replace put it in place. Only the applier may call it, or who opened the store before
+// there is one.
 func (s *Store) Applied() (index, term uint64) { return s.openIndex, s.openTerm }
 
 // Rev is the revision of the last change, published or not. Only the applier may call it.
@@ -232,8 +233,6 @@ func (s *Store) Publish(index, term uint64) {
 	}
 	s.events = nil
 	old := s.show()
-	held := s.held
-	s.held = nil
 	wake := first || s.flushDueLocked()
 	full := s.bytesIn-s.done.bytes > tailBytesMax
 	s.mu.Unlock()
@@ -242,9 +241,7 @@ func (s *Store) Publish(index, term uint64) {
 		s.flusher.wake()
 	}
 	old.Release()
-	for _, im := range held {
-		im.release()
-	}
+	s.releaseHeld()
 	if full {
 		s.waitForRoom()
 	}

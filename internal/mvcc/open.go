@@ -59,9 +59,7 @@ func newStore(path string, opts Options, db *bbolt.DB, l *loaded) (*Store, error
 		return nil, err
 	}
 	s := &Store{
-		path: path, opts: opts, openIndex: l.index, openTerm: l.term,
-		index: l.tree.Edit(), rev: l.rev, compactRev: l.compactRev,
-		superseded: l.superseded, tombstones: l.tombstones, leased: l.leased,
+		path: path, opts: opts,
 		progress: make(chan struct{}), defrags: make(chan struct{}, 1),
 		flusher: flusher{
 			kick: make(chan struct{}, 1), calls: make(chan func()), ended: make(chan struct{}), file: newFile(db),
@@ -69,18 +67,13 @@ func newStore(path string, opts Options, db *bbolt.DB, l *loaded) (*Store, error
 	}
 	s.room = sync.NewCond(&s.mu)
 	s.defrags <- struct{}{}
-	if l.scheduled > l.finished {
-		s.compactions = []compaction{{rev: l.scheduled, begun: time.Now(), done: make(chan struct{})}}
-	}
 	im, err := newImage(s.flusher.file, l.rev)
 	if err != nil {
 		return nil, err
 	}
 	s.image = im
 	s.measure(im)
-	s.flushed.Store(l.index)
-	s.pub = published{tree: l.tree, rev: l.rev, compactRev: l.compactRev, applied: l.index}
-	s.done = bound{index: l.index, term: l.term, rev: l.rev}
+	s.adopt(l)
 	s.show()
 	return s, nil
 }
@@ -177,9 +170,6 @@ type loaded struct {
 }
 
 // loadFile reads the file at path, which need not exist.
-//
-// It opens the file for reading alone, checks what it reads, and closes it again: bbolt
-// trusts a file that it opens for writing, and ends the process where it should not have.
 func loadFile(path string, onLeased func(kv.LeaseID, []byte)) (l *loaded, err error) {
 	info, err := os.Stat(path)
 	if errors.Is(err, fs.ErrNotExist) || err == nil && info.Size() == 0 {
@@ -188,24 +178,32 @@ func loadFile(path string, onLeased func(kv.LeaseID, []byte)) (l *loaded, err er
 	if err != nil {
 		return nil, err
 	}
-	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: lockTimeout, NoStatistics: true})
-	if err != nil {
-		return nil, describe(err)
-	}
-	defer func() { err = errors.Join(err, db.Close()) }()
-	tx, err := db.Begin(false)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { err = errors.Join(err, tx.Rollback()) }()
-	if tx.Size() > info.Size() {
-		return nil, fmt.Errorf("it is cut off: %d bytes long, but uses %d; restore the member from a snapshot or let it join anew", info.Size(), tx.Size())
-	}
-	err = guard(func() error {
+	err = readFile(path, info.Size(), func(tx *bbolt.Tx) error {
 		l, err = load(tx, onLeased)
 		return err
 	})
 	return l, err
+}
+
+// readFile runs fn on the file at path, of the given size.
+//
+// It opens the file for reading alone, and closes it again: bbolt trusts a file that it
+// opens for writing, and ends the process where it should not have.
+func readFile(path string, size int64, fn func(tx *bbolt.Tx) error) (err error) {
+	db, err := bbolt.Open(path, 0o600, &bbolt.Options{ReadOnly: true, Timeout: lockTimeout, NoStatistics: true})
+	if err != nil {
+		return describe(err)
+	}
+	defer func() { err = errors.Join(err, db.Close()) }()
+	tx, err := db.Begin(false)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, tx.Rollback()) }()
+	if tx.Size() > size {
+		return fmt.Errorf("it is cut off: %d bytes long, but uses %d; restore the member from a snapshot or let it join anew", size, tx.Size())
+	}
+	return guard(func() error { return fn(tx) })
 }
 
 // guard runs fn, which reads pages of a file that may be damaged in any way, and returns

@@ -13,7 +13,12 @@ func (s *Store) Snapshot(ctx context.Context) (*Snapshot, error) {
 		return nil, fmt.Errorf("snapshot: %w", err)
 	}
 	im := s.acquireImage()
-	sn := &Snapshot{Size: im.tx.Size(), image: im}
+	l := &loaded{}
+	if err := l.readMeta(im.tx.Bucket(bucketMeta)); err != nil {
+		im.release()
+		return nil, fmt.Errorf("snapshot: %w", err)
+	}
+	sn := &Snapshot{Size: im.tx.Size(), image: im, index: l.index, term: l.term}
 	sn.close = sync.OnceFunc(im.release)
 	return sn, nil
 }
@@ -23,8 +28,20 @@ func (s *Store) Snapshot(ctx context.Context) (*Snapshot, error) {
 type Snapshot struct {
 	Size int64
 
-	image *image
-	close func()
+	image       *image
+	index, term uint64
+	close       func()
+}
+
+// Applied is the raft index and term that the copy is the state after.
+func (sn *Snapshot) Applied() (index, term uint64) { return sn.index, sn.term }
+
+// ReadBucket calls fn for every pair of a bucket of the copy, in key order, until it
+// returns an error, which it returns. The slices are valid during the call. A bucket that
+// is not there is empty. It must not be called after Close.
+func (sn *Snapshot) ReadBucket(bucket string, fn func(key, value []byte) error) error {
+	b := Bucket{name: bucket, image: sn.image.acquire()}
+	return b.Each(fn)
 }
 
 // WriteTo writes the copy, a complete B+tree file. It can be called again.

@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -265,12 +266,27 @@ func TestReadersShareAnImage(t *testing.T) {
 	t.Logf("%d reads, %d batches", reads.Load(), index-keys)
 }
 
+// saveTo writes a snapshot to a file, and closes it.
+func saveTo(sn *Snapshot, path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	n, err := sn.WriteTo(f)
+	if err == nil && n != sn.Size {
+		err = fmt.Errorf("WriteTo = %d, want %d", n, sn.Size)
+	}
+	return errors.Join(err, f.Close(), sn.Close(), sn.Close())
+}
+
 // TestSnapshotIsAStore opens a snapshot that was streamed while writes went on.
 func TestSnapshotIsAStore(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
 	s := mustOpen(t, filepath.Join(dir, "db"), Options{NoSync: true})
 	defer mustClose(t, s)
+	s.PutBucket("members", []byte("m1"), []byte("one"))
+	s.PutBucket("members", []byte("m2"), []byte("two"))
 	fill(t, s, 2000, 1)
 	v := s.View()
 	sum, _, _, err := v.HashKV(0)
@@ -279,19 +295,25 @@ func TestSnapshotIsAStore(t *testing.T) {
 	if err := errors.Join(err, err2); err != nil {
 		t.Fatal(err)
 	}
+	s.DeleteBucket("members", []byte("m2"))
 	fill(t, s, 2000, 7) // and flush, over the same keys
-	f, err := os.Create(filepath.Join(dir, "snapshot"))
-	if err != nil {
+	if index, term := sn.Applied(); index != 2000 || term != 1 {
+		t.Fatalf("snapshot is the state after %d.%d", term, index)
+	}
+	var members []string
+	err = sn.ReadBucket("members", func(k, v []byte) error {
+		members = append(members, string(k)+"="+string(v))
+		return nil
+	})
+	if err != nil || !slices.Equal(members, []string{"m1=one", "m2=two"}) {
+		t.Fatalf("members of the snapshot: %q, %v", members, err)
+	}
+	path := filepath.Join(dir, "snapshot")
+	if err := saveTo(sn, path); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := sn.WriteTo(f); err != nil || n != sn.Size {
-		t.Fatalf("WriteTo = %d, %v; want %d", n, err, sn.Size)
-	}
-	if err := errors.Join(f.Close(), sn.Close(), sn.Close()); err != nil {
-		t.Fatal(err)
-	}
-	check(t, f.Name())
-	c := mustOpen(t, f.Name(), Options{})
+	check(t, path)
+	c := mustOpen(t, path, Options{})
 	defer mustClose(t, c)
 	w := c.View()
 	defer w.Release()

@@ -8,6 +8,7 @@ import (
 	"hash/crc32"
 	"math"
 	"math/rand/v2"
+	"os"
 	"path/filepath"
 	"slices"
 	"sort"
@@ -530,6 +531,12 @@ func (p *pair) open() {
 		p.t.Fatal(err)
 	}
 	p.store = s
+	p.compareLeased(leased)
+}
+
+// compareLeased checks what was told through OnLeasedKey.
+func (p *pair) compareLeased(leased map[string]int64) {
+	p.t.Helper()
 	for _, k := range p.twin.live(all, math.MaxInt64) {
 		if k.Lease != leased[string(k.Key)] {
 			p.t.Fatalf("key %q: OnLeasedKey says %d, want %d", k.Key, leased[string(k.Key)], k.Lease)
@@ -583,7 +590,105 @@ func (p *pair) step(ctx context.Context) {
 			<-done
 		}
 		p.dones = nil
+	case n < 977:
+		p.replace(ctx)
 	}
+}
+
+// save writes a snapshot of the store to a file.
+func (p *pair) save(ctx context.Context, path string) {
+	p.t.Helper()
+	sn, err := p.store.Snapshot(ctx)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	if i, term := sn.Applied(); i != p.index || term != 7 && i > 0 {
+		p.t.Fatalf("snapshot is the state after %d.%d, want %d", term, i, p.index)
+	}
+	if err := saveTo(sn, path); err != nil {
+		p.t.Fatal(err)
+	}
+}
+
+// replace goes some way back, then a different way, and there replaces the store by what it
+// was before: as a member that fell behind and is sent a snapshot.
+func (p *pair) replace(ctx context.Context) {
+	some := func(n int) {
+		for range p.rnd.IntN(n) {
+			p.tx()
+			switch p.rnd.IntN(8) {
+			case 0, 1:
+				p.publish()
+			case 2:
+				p.compact()
+			}
+		}
+	}
+	p.publish()
+	past, pastIndex := p.twin.clone(), p.index
+	base := filepath.Join(filepath.Dir(p.path), fmt.Sprint("at", p.ops))
+	p.save(ctx, base+".past")
+	some(60)
+	p.publish()
+	p.save(ctx, base+".received")
+	p.releaseAll()
+	if err := p.store.Close(); err != nil {
+		p.t.Fatal(err)
+	}
+	p.dones = nil
+
+	future, futureIndex := p.twin, p.index
+	p.twin, p.index, p.path = past, pastIndex, base+".past"
+	p.open()
+	some(40)
+	wait := make(chan error, 2)
+	if p.rnd.IntN(2) == 0 {
+		// With neither view nor lock: the one that is under way when it is replaced.
+		go func() { wait <- p.store.Defragment(ctx) }()
+	} else {
+		wait <- nil
+	}
+	go func() { wait <- p.store.Flush(ctx) }()
+	for range p.rnd.IntN(3) {
+		time.Sleep(time.Millisecond)
+	}
+	old := heldView{p.store.View(), nil}
+	want := list(p.t, old.view, kv.Range{})
+	leased := make(map[string]int64)
+	err := p.store.Replace(base+".received", func(id kv.LeaseID, key []byte) { leased[string(key)] = int64(id) })
+	if fits := p.index <= futureIndex && old.view.Rev() <= future.rev; fits != (err == nil) {
+		p.t.Fatalf("Replace at entry %d, revision %d by the state after %d, revision %d: %v", p.index, old.view.Rev(), futureIndex, future.rev, err)
+	}
+	if err == nil {
+		p.twin, p.index = future, futureIndex
+		p.compareLeased(leased)
+	} else if err := os.Remove(base + ".received"); err != nil {
+		p.t.Fatal(err)
+	}
+	for range 2 {
+		if err := <-wait; err != nil {
+			p.t.Fatal(err)
+		}
+	}
+	if got := list(p.t, old.view, kv.Range{}); !slices.Equal(got, want) {
+		p.t.Fatal("an old view changed")
+	}
+	old.view.Release()
+	if err != nil {
+		return
+	}
+	if i, term := p.store.Applied(); i != p.index || term != 7 {
+		p.t.Fatalf("replaced by %d.%d, want %d", term, i, p.index)
+	}
+	if p.store.Flushed() != p.index || p.store.TailBytes() != 0 || p.store.Rev() != p.twin.rev {
+		p.t.Fatalf("flushed %d, want %d; %d bytes of tail, at revision %d", p.store.Flushed(), p.index, p.store.TailBytes(), p.store.Rev())
+	}
+	v := p.store.View()
+	defer v.Release()
+	if v.Applied() != p.index {
+		p.t.Fatalf("view is the state after %d, want %d", v.Applied(), p.index)
+	}
+	p.compareView(v, p.twin)
 }
 
 func TestTwin(t *testing.T) {

@@ -34,6 +34,13 @@ func (s *Store) holdImage() {
 	}
 }
 
+func (s *Store) releaseHeld() {
+	for _, im := range s.held {
+		im.release()
+	}
+	s.held = nil
+}
+
 // End closes tx. It returns the store's revision now, and tx's changes in order. Both
 // become visible to others with Publish. The events are ordinary memory that is never
 // changed: they are valid as long as anyone holds them.
