@@ -53,6 +53,7 @@ type Config struct {
 	InitialTickAdvance bool          // accepted: a single voter does not wait anyway
 	PreVote            bool
 	MaxLearners        int
+	LearnerServeReads  bool // a learner answers linearizable reads and watches, too
 
 	SnapshotCount          uint64 // entries between marks that bound the log
 	SnapshotCatchUpEntries uint64 // entries kept behind a mark for slow followers

@@ -218,6 +218,7 @@ func (t *table) compatibility(c *Config) {
 func (t *table) ours(c *Config) {
 	t.group("Only here, not in etcd")
 	t.duration(&c.ShutdownTimeout, "shutdown-timeout", "Time that calls in flight have to end when the server is told to stop.")
+	t.yes(&c.LearnerServeReads, "learner-serve-reads", "Serve linearizable reads and watches also as a learner.")
 	t.value((*list)(&c.ClientTLS.AllowedCNs), "client-cert-allowed-cn", "Common names of which a client certificate must have one.")
 }
 

@@ -25,7 +25,12 @@ type Backend interface {
 	Store() *mvcc.Store
 	Watch() *watch.Hub
 	Leases() *lease.Lessor
+
+	// RenewLease and TimeToLive ask the leader where this member does not lead, and wait
+	// through a change of leader. RenewLease returns kv.ErrLeaseNotFound if there is no
+	// such lease; TimeToLive then returns a TTL of -1. Its response has no header yet.
 	RenewLease(ctx context.Context, id kv.LeaseID) (ttl int64, err error)
+	TimeToLive(ctx context.Context, id kv.LeaseID, keys bool) (*pb.LeaseTimeToLiveResponse, error)
 
 	// Who the member is (constant), the raft term and leader (0: none) now, and whether
 	// the member is a learner. Asked on every call: they must cost no more than a load.
@@ -35,7 +40,13 @@ type Backend interface {
 	Leader() uint64
 	IsLearner() bool
 
+	// Members are all members by id. The next four change them and return them as they
+	// are then; see node.Node for the errors. AddMember also returns the new one.
 	Members() []*pb.Member
+	AddMember(ctx context.Context, peerURLs []string, learner bool) (added *pb.Member, all []*pb.Member, err error)
+	RemoveMember(ctx context.Context, id uint64) ([]*pb.Member, error)
+	UpdateMember(ctx context.Context, id uint64, peerURLs []string) ([]*pb.Member, error)
+	PromoteMember(ctx context.Context, id uint64) ([]*pb.Member, error)
 	MoveLeader(ctx context.Context, to uint64) error
 
 	// Ready is closed once the member can serve clients.

@@ -2,7 +2,10 @@ package rpc
 
 import (
 	"context"
+	"net"
 	"net/url"
+	"slices"
+	"strings"
 
 	"quorate/internal/kv"
 
@@ -10,14 +13,11 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-// cluster is etcdserverpb.Cluster.
-//
-// A member that has no peers yet cannot change its membership: a second voter would take
-// its quorum away. Such requests get the error that etcd has for them where they are
-// wrong in themselves, and else kv.ErrNotSupported.
+// cluster is etcdserverpb.Cluster. What may be changed when is the Backend's to say; here
+// only URLs are looked at.
 type cluster struct {
 	*services
-	pb.UnsafeClusterServer
+	pb.UnsafeClusterServer // a new method of the API must not go unnoticed
 }
 
 // clusterHeader has no revision, as with etcd.
@@ -34,85 +34,71 @@ func (c cluster) MemberList(ctx context.Context, r *pb.MemberListRequest) (*pb.M
 	return &pb.MemberListResponse{Header: c.clusterHeader(), Members: c.Members()}, nil
 }
 
-func (c cluster) MemberAdd(_ context.Context, r *pb.MemberAddRequest) (*pb.MemberAddResponse, error) {
-	if !validPeerURLs(r.PeerURLs) {
+// MemberAdd adds the URLs in the form and order in which the member's id is made of them.
+func (c cluster) MemberAdd(ctx context.Context, r *pb.MemberAddRequest) (*pb.MemberAddResponse, error) {
+	urls, ok := peerURLs(r.PeerURLs)
+	if !ok {
 		return nil, rpctypes.ErrGRPCMemberBadURLs
 	}
-	for _, m := range c.Members() {
-		for _, u := range m.PeerURLs {
-			for _, added := range r.PeerURLs {
-				if u == added {
-					return nil, kv.ErrPeerURLExists
-				}
-			}
+	added, all, err := c.AddMember(ctx, urls, r.IsLearner)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.MemberAddResponse{Header: c.clusterHeader(), Member: added, Members: all}, nil
+}
+
+func (c cluster) MemberRemove(ctx context.Context, r *pb.MemberRemoveRequest) (*pb.MemberRemoveResponse, error) {
+	all, err := c.RemoveMember(ctx, r.ID)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.MemberRemoveResponse{Header: c.clusterHeader(), Members: all}, nil
+}
+
+// MemberUpdate replicates the URLs as they were given, as etcd does. But it refuses those
+// that are none: etcd takes them, and every member then ends as it tries to connect.
+func (c cluster) MemberUpdate(ctx context.Context, r *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
+	if _, ok := peerURLs(r.PeerURLs); !ok {
+		isID := func(m *pb.Member) bool { return m.ID == r.ID }
+		if !slices.ContainsFunc(c.Members(), isID) {
+			return nil, kv.ErrMemberNotFound
 		}
+		return nil, rpctypes.ErrGRPCMemberBadURLs
 	}
-	return nil, kv.ErrNotSupported
+	all, err := c.UpdateMember(ctx, r.ID, r.PeerURLs)
+	if err != nil {
+		return nil, err
+	}
+	return &pb.MemberUpdateResponse{Header: c.clusterHeader(), Members: all}, nil
 }
 
-func (c cluster) MemberRemove(_ context.Context, r *pb.MemberRemoveRequest) (*pb.MemberRemoveResponse, error) {
-	switch m := c.member(r.ID); {
-	case m == nil:
-		return nil, kv.ErrMemberNotFound
-	case !m.IsLearner && c.voters() == 1:
-		// Nobody would be left to agree on anything.
-		return nil, errNotEnoughStarted
+func (c cluster) MemberPromote(ctx context.Context, r *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
+	all, err := c.PromoteMember(ctx, r.ID)
+	if err != nil {
+		return nil, err
 	}
-	return nil, kv.ErrNotSupported
+	return &pb.MemberPromoteResponse{Header: c.clusterHeader(), Members: all}, nil
 }
 
-func (c cluster) MemberUpdate(_ context.Context, r *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
-	if c.member(r.ID) == nil {
-		return nil, kv.ErrMemberNotFound
-	}
-	return nil, kv.ErrNotSupported
-}
-
-func (c cluster) MemberPromote(_ context.Context, r *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
-	switch m := c.member(r.ID); {
-	case m == nil:
-		return nil, kv.ErrMemberNotFound
-	case !m.IsLearner:
-		return nil, kv.ErrMemberNotLearner
-	}
-	return nil, kv.ErrNotSupported
-}
-
-func (c cluster) member(id uint64) *pb.Member {
-	for _, m := range c.Members() {
-		if m.ID == id {
-			return m
-		}
-	}
-	return nil
-}
-
-func (c cluster) voters() (n int) {
-	for _, m := range c.Members() {
-		if !m.IsLearner {
-			n++
-		}
-	}
-	return n
-}
-
-// validPeerURLs reports whether etcd takes urls as those of a peer: at least one, each
-// with a scheme it knows, an address and nothing behind it.
-func validPeerURLs(urls []string) bool {
+// peerURLs returns urls without spaces and in order, if etcd takes them as those of a
+// peer: at least one, each with a scheme it knows, an address and nothing behind it.
+func peerURLs(urls []string) (list []string, ok bool) {
 	for _, s := range urls {
-		u, err := url.Parse(s)
-		if err != nil || u.Path != "" && u.Scheme != "unix" && u.Scheme != "unixs" {
-			return false
+		u, err := url.Parse(strings.TrimSpace(s))
+		if err != nil {
+			return nil, false
 		}
 		switch u.Scheme {
 		case "http", "https":
-			if u.Port() == "" {
-				return false
+			if _, _, err := net.SplitHostPort(u.Host); err != nil || u.Path != "" {
+				return nil, false
 			}
 		case "unix", "unixs":
 		default:
-			return false
+			return nil, false
 		}
+		list = append(list, u.String())
 	}
-	return len(urls) > 0
+	slices.Sort(list)
+	return list, len(list) > 0
 }

@@ -115,7 +115,7 @@ func (k kvService) rangeKeys(stream grpc.ServerStream, c *call) error {
 
 // mayRead refuses the reads that a learner does not answer.
 func (k kvService) mayRead(serializable bool) error {
-	if !serializable && k.IsLearner() {
+	if !serializable && !k.opts.LearnerReads && k.IsLearner() {
 		return rpctypes.ErrGRPCNotSupportedForLearner
 	}
 	return nil
@@ -178,6 +178,9 @@ func (k kvService) txn(stream grpc.ServerStream, c *call) error {
 	}
 	ro, serializable := readOnly(&t)
 	if !ro {
+		if k.IsLearner() {
+			return rpctypes.ErrGRPCNotSupportedForLearner
+		}
 		return k.propose(stream, c, wire.FieldTxn)
 	}
 	if err := k.mayRead(serializable); err != nil {

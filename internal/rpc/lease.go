@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"math/rand/v2"
-	"time"
 
 	"quorate/internal/kv"
 	"quorate/internal/wire"
@@ -116,22 +115,14 @@ func (s leaseService) timeToLive(stream grpc.ServerStream, c *call) error {
 	if err := s.ReadIndex(ctx); err != nil {
 		return err
 	}
-	ttl, granted := int64(-1), int64(0)
-	var keys [][]byte
-	err := s.untilPromoted(ctx, func() error {
-		info, err := s.Leases().Lookup(kv.LeaseID(r.ID), r.Keys, time.Now())
-		if err == nil {
-			ttl, granted, keys = info.Remaining, info.Granted, info.Keys
-		}
-		return err
-	})
-	if err != nil && !errors.Is(err, kv.ErrLeaseNotFound) {
+	t, err := s.TimeToLive(ctx, kv.LeaseID(r.ID), r.Keys)
+	if err != nil {
 		return err
 	}
 	s.begin(c)
 	b := appendInt(c.reply.room(3*fieldOverhead), 2, r.ID)
-	c.reply.cur = appendInt(appendInt(b, 3, ttl), 4, granted)
-	for _, key := range keys {
+	c.reply.cur = appendInt(appendInt(b, 3, t.TTL), 4, t.GrantedTTL)
+	for _, key := range t.Keys {
 		b := protowire.AppendTag(c.reply.room(len(key)+fieldOverhead), 5, protowire.BytesType)
 		if c.reply.err != nil {
 			return c.reply.err
@@ -247,18 +238,14 @@ func (s leaseService) renewals(stream grpc.ServerStream) error {
 // renew returns the TTL that lease id has again; 0 and kv.ErrLeaseNotFound if there is no
 // such lease.
 func (s leaseService) renew(ctx context.Context, id kv.LeaseID) (ttl int64, err error) {
-	err = s.untilPromoted(ctx, func() (err error) {
-		if ttl, err = s.RenewLease(ctx, id); !errors.Is(err, kv.ErrLeaseNotFound) {
-			return err
-		}
-		// It may have been granted, but not applied here yet.
-		if err := s.ReadIndex(ctx); err != nil {
-			return err
-		}
-		ttl, err = s.RenewLease(ctx, id)
-		return err
-	})
-	if err != nil {
+	if ttl, err = s.RenewLease(ctx, id); !errors.Is(err, kv.ErrLeaseNotFound) {
+		return ttl, err
+	}
+	// It may have been granted, but not applied here yet.
+	if err := s.ReadIndex(ctx); err != nil {
+		return 0, err
+	}
+	if ttl, err = s.RenewLease(ctx, id); err != nil {
 		ttl = 0
 	}
 	return ttl, err
@@ -286,31 +273,4 @@ func keepAliveID(b []byte) (id kv.LeaseID, ok bool) {
 		b = b[n:]
 	}
 	return id, true
-}
-
-// promotionPoll is how often a call looks whether a leader keeps the leases' time.
-const promotionPoll = 20 * time.Millisecond
-
-// untilPromoted calls f until it has another answer than kv.ErrNotLeader, as at the start
-// before a leader is elected. After etcd's request timeout it returns kv.ErrTimeout.
-func (s leaseService) untilPromoted(ctx context.Context, f func() error) error {
-	err := f()
-	if !errors.Is(err, kv.ErrNotLeader) {
-		return err
-	}
-	timeout := time.NewTimer(5*time.Second + 2*s.opts.ElectionTimeout)
-	defer timeout.Stop()
-	poll := time.NewTicker(promotionPoll)
-	defer poll.Stop()
-	for errors.Is(err, kv.ErrNotLeader) {
-		select {
-		case <-poll.C:
-			err = f()
-		case <-timeout.C:
-			return kv.ErrTimeout
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-	return err
 }

@@ -124,34 +124,13 @@ func TestSnapshot(t *testing.T) {
 	}
 }
 
-func TestClusterAndAuth(t *testing.T) {
+func TestAuth(t *testing.T) {
 	_, conn := serveMember(t)
-	c, a, ctx := pb.NewClusterClient(conn), pb.NewAuthClient(conn), t.Context()
-	l, err := c.MemberList(ctx, &pb.MemberListRequest{Linearizable: true})
-	if err != nil || len(l.Members) != 1 || l.Members[0].ID != testMember || l.Header.Revision != 0 {
-		t.Errorf("member list: %v, %v", l, err)
-	}
-	add := func(urls ...string) error {
-		return second(c.MemberAdd(ctx, &pb.MemberAddRequest{PeerURLs: urls}))
-	}
-	const badURLs = "etcdserver: given member URLs are invalid"
+	a, ctx := pb.NewAuthClient(conn), t.Context()
 	for i, tc := range []struct {
 		err  error
 		text string
 	}{
-		{add(), badURLs},
-		{add("127.0.0.1:1"), badURLs},
-		{add("http://host"), badURLs},
-		{add("http://host:1/path"), badURLs},
-		{add("ftp://host:1"), badURLs},
-		{add("http://127.0.0.1:2380"), "etcdserver: Peer URLs already exists"},
-		{add("http://127.0.0.1:2381"), "etcdserver: not capable"},
-		{second(c.MemberRemove(ctx, &pb.MemberRemoveRequest{ID: 1})), "etcdserver: member not found"},
-		{second(c.MemberRemove(ctx, &pb.MemberRemoveRequest{ID: testMember})), "etcdserver: re-configuration failed due to not enough started members"},
-		{second(c.MemberUpdate(ctx, &pb.MemberUpdateRequest{ID: 1})), "etcdserver: member not found"},
-		{second(c.MemberPromote(ctx, &pb.MemberPromoteRequest{ID: 1})), "etcdserver: member not found"},
-		{second(c.MemberPromote(ctx, &pb.MemberPromoteRequest{ID: testMember})), "etcdserver: can only promote a learner member"},
-
 		{second(a.AuthEnable(ctx, &pb.AuthEnableRequest{})), "etcdserver: root user does not exist"},
 		{second(a.AuthDisable(ctx, &pb.AuthDisableRequest{})), ""},
 		{second(a.Authenticate(ctx, &pb.AuthenticateRequest{Name: "u"})), "etcdserver: authentication is not enabled"},

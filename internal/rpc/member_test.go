@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"math"
@@ -41,6 +42,9 @@ type member struct {
 	reads   atomic.Int64 // read indexes asked for
 	readErr error
 	block   chan struct{} // if not nil, proposals wait for it
+
+	changes   []change // of the membership
+	changeErr error    // what they are answered with
 
 	mu    sync.Mutex // the applier's turn
 	index uint64
@@ -130,8 +134,73 @@ func (m *member) Ready() <-chan struct{} {
 	return m.ready
 }
 
-func (m *member) RenewLease(_ context.Context, id kv.LeaseID) (int64, error) {
-	return m.leases.Renew(id, time.Now())
+func (m *member) RenewLease(ctx context.Context, id kv.LeaseID) (ttl int64, err error) {
+	return ttl, m.untilPromoted(ctx, func() error {
+		ttl, err = m.leases.Renew(id, time.Now())
+		return err
+	})
+}
+
+func (m *member) TimeToLive(ctx context.Context, id kv.LeaseID, keys bool) (*pb.LeaseTimeToLiveResponse, error) {
+	r := &pb.LeaseTimeToLiveResponse{ID: int64(id), TTL: -1}
+	err := m.untilPromoted(ctx, func() error {
+		info, err := m.leases.Lookup(id, keys, time.Now())
+		if err == nil {
+			r.TTL, r.GrantedTTL, r.Keys = info.Remaining, info.Granted, info.Keys
+		}
+		return err
+	})
+	if errors.Is(err, kv.ErrLeaseNotFound) {
+		err = nil
+	}
+	return r, err
+}
+
+// untilPromoted calls f until somebody leads.
+func (m *member) untilPromoted(ctx context.Context, f func() error) error {
+	for {
+		if err := f(); !errors.Is(err, kv.ErrNotLeader) {
+			return err
+		}
+		select {
+		case <-time.After(time.Millisecond):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// change is a call that changes the membership, as the tests' backend got it.
+type change struct {
+	what    string
+	id      uint64
+	urls    []string
+	learner bool
+}
+
+func (m *member) change(c change) ([]*pb.Member, error) {
+	m.changes = append(m.changes, c)
+	if m.changeErr != nil {
+		return nil, m.changeErr
+	}
+	return m.Members(), nil
+}
+
+func (m *member) AddMember(_ context.Context, urls []string, learner bool) (*pb.Member, []*pb.Member, error) {
+	all, err := m.change(change{"add", 0, urls, learner})
+	return &pb.Member{ID: 5, PeerURLs: urls, IsLearner: learner}, all, err
+}
+
+func (m *member) RemoveMember(_ context.Context, id uint64) ([]*pb.Member, error) {
+	return m.change(change{what: "remove", id: id})
+}
+
+func (m *member) UpdateMember(_ context.Context, id uint64, urls []string) ([]*pb.Member, error) {
+	return m.change(change{what: "update", id: id, urls: urls})
+}
+
+func (m *member) PromoteMember(_ context.Context, id uint64) ([]*pb.Member, error) {
+	return m.change(change{what: "promote", id: id})
 }
 
 func (m *member) Members() []*pb.Member {

@@ -34,7 +34,7 @@ type Options struct {
 
 	// Version is the server's version in the Status call.
 	Version string
-	// ElectionTimeout times the end of streams that require a leader.
+	// ElectionTimeout times the end of calls and streams that require a leader.
 	ElectionTimeout time.Duration
 
 	MaxRequestBytes      int    // of a request as it is replicated; 1.5 MiB
@@ -51,6 +51,10 @@ type Options struct {
 	// those of large replies that are not written yet; see memory.go.
 	RequestMemory int64 // 512 MiB
 	ReplyMemory   int64 // 1 GiB
+
+	// LearnerReads lets a learner answer linearizable reads, transactions that only read
+	// and watches, which etcd does not.
+	LearnerReads bool
 
 	// SlowRequest is from when on a unary call is logged; 0: never.
 	SlowRequest time.Duration
@@ -149,7 +153,7 @@ func New(opts Options) (*Server, error) {
 			opts.Logger.Error("the gRPC server ended", "error", err)
 		}
 	})
-	s.wg.Go(func() { s.services.watchLeader(s.done, opts.ElectionTimeout) })
+	s.wg.Go(func() { s.services.watchLeader(s.done) })
 	s.wg.Go(s.reportHealth)
 	var err error
 	if s.gateway, err = newGateway(s.dial); err != nil {
@@ -168,6 +172,7 @@ func newServices(opts *Options) *services {
 		replies:    newReplyMemory(opts.ReplyMemory),
 	}
 	s.otherAccount = &account{memory: s.replies}
+	s.leaderless = newLeaderless(opts.ElectionTimeout)
 	s.streams.open = make(map[*openStream]struct{})
 	return s
 }

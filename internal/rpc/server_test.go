@@ -235,44 +235,6 @@ func TestShutdownBreaksOff(t *testing.T) {
 	}
 }
 
-func TestLeaderLost(t *testing.T) {
-	m := newMember(t)
-	_, addr := start(t, m, func(o *Options) { o.ElectionTimeout = 10 * time.Millisecond }, nil)
-	c := pb.NewWatchClient(dial(t, addr))
-	open := func(ctx context.Context) pb.Watch_WatchClient {
-		t.Helper()
-		w, err := c.Watch(ctx)
-		if err == nil {
-			err = w.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: &pb.WatchCreateRequest{Key: []byte("a")}}})
-		}
-		if err == nil {
-			_, err = w.Recv()
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		return w
-	}
-	needs := metadata.AppendToOutgoingContext(t.Context(), "hasleader", "true")
-	requires, does := open(needs), open(t.Context())
-	m.leader.Store(0)
-	if _, err := requires.Recv(); status.Convert(err).Message() != "etcdserver: no leader" || status.Code(err) != codes.Unavailable {
-		t.Errorf("stream that requires a leader: %v", err)
-	}
-	if w, err := c.Watch(needs); err == nil {
-		if _, err := w.Recv(); status.Convert(err).Message() != "etcdserver: no leader" {
-			t.Errorf("new stream that requires a leader: %v", err)
-		}
-	}
-	m.leader.Store(testMember)
-	if _, err := m.Propose(t.Context(), 4, []byte("\x0a\x01a")); err != nil {
-		t.Fatal(err)
-	}
-	if r, err := does.Recv(); err != nil || len(r.Events) != 1 {
-		t.Errorf("stream that does not: %v, %v", r, err)
-	}
-}
-
 func TestHealth(t *testing.T) {
 	m := newMember(t)
 	m.ready = make(chan struct{})
@@ -356,7 +318,8 @@ func TestErrorTable(t *testing.T) {
 		if want := "etcdserver: " + strings.TrimPrefix(e.err.Error(), "mvcc: "); !ok || strings.ReplaceAll(st.Message(), "mvcc: ", "") != want {
 			t.Errorf("%v: got %v, want %s", e.err, err, want)
 		}
-		if st.Code() == codes.OK || st.Code() == codes.Unknown && e.err != kv.ErrTooManyRequests {
+		unknown := e.err == kv.ErrTooManyRequests || e.err == kv.ErrNotEnoughStarted || e.err == kv.ErrTransferSlow
+		if st.Code() == codes.OK || (st.Code() == codes.Unknown) != unknown {
 			t.Errorf("%v: code %v", e.err, st.Code())
 		}
 	}
@@ -367,7 +330,6 @@ func TestErrorTable(t *testing.T) {
 	}{
 		{context.Canceled, codes.Canceled, "context canceled"},
 		{fmt.Errorf("propose: %w", context.DeadlineExceeded), codes.DeadlineExceeded, "context deadline exceeded"},
-		{errors.New("etcdserver: request timed out, leader transfer took too long"), codes.Unknown, "etcdserver: request timed out, leader transfer took too long"},
 		{kv.ErrTooManyRequests, codes.Unknown, "etcdserver: too many requests"},
 		{status.Error(codes.Aborted, "x"), codes.Aborted, "x"},
 	} {

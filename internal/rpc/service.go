@@ -42,7 +42,8 @@ type services struct {
 	replies      *replyMemory
 	otherAccount *account // of calls that come on no connection of ours
 
-	streams struct {
+	leaderless leaderless
+	streams    struct {
 		sync.Mutex
 		open    map[*openStream]struct{}
 		stopped bool
@@ -80,6 +81,20 @@ var learnerMethods = map[string]bool{
 	"/grpc.health.v1.Health/List":        true,
 }
 
+// learnerReads are the calls that a learner answers as well with Options.LearnerReads; of
+// Txn only what does not write, which the KV service checks itself.
+var learnerReads = map[string]bool{
+	"/etcdserverpb.KV/RangeStream":     true,
+	"/etcdserverpb.KV/Txn":             true,
+	"/etcdserverpb.Watch/Watch":        true,
+	"/etcdserverpb.Cluster/MemberList": true,
+}
+
+// ofLearner reports whether a learner answers a call of the method.
+func (s *services) ofLearner(method string) bool {
+	return learnerMethods[method] || s.opts.LearnerReads && learnerReads[method]
+}
+
 // admit checks what etcd checks before any call's handler: whether the member answers
 // such calls, and the client's metadata. Tokens are ignored while there is no auth.
 func (s *services) admit(ctx context.Context, kind string, learner bool) (requireLeader bool, err error) {
@@ -95,10 +110,7 @@ func (s *services) admit(ctx context.Context, kind string, learner bool) (requir
 	}
 	s.clients.counter(s.met, kind, version).Inc()
 	if v := metadata.ValueFromIncomingContext(ctx, rpctypes.MetadataRequireLeaderKey); len(v) > 0 && v[0] == rpctypes.MetadataHasLeader {
-		if s.Leader() == 0 {
-			return true, rpctypes.ErrGRPCNoLeader
-		}
-		return true, nil
+		return true, s.leaderless.await(ctx, s.Backend)
 	}
 	return false, nil
 }
@@ -177,7 +189,7 @@ type unaryHandler = func(srv any, ctx context.Context, dec func(any) error, inte
 func (s *services) gateUnary(service string, m grpc.MethodDesc) unaryHandler {
 	count := s.met.GRPC.Method(service, m.MethodName, kindUnary)
 	name := "/" + service + "/" + m.MethodName
-	learner := learnerMethods[name]
+	learner := s.ofLearner(name)
 	return func(srv any, ctx context.Context, dec func(any) error, _ grpc.UnaryServerInterceptor) (reply any, err error) {
 		start := time.Now()
 		count.Started.Inc()
@@ -200,7 +212,7 @@ func (s *services) gateUnary(service string, m grpc.MethodDesc) unaryHandler {
 func (s *services) gateRaw(service string, d grpc.StreamDesc) grpc.StreamHandler {
 	count := s.met.GRPC.Method(service, d.StreamName, kindUnary)
 	name := "/" + service + "/" + d.StreamName
-	learner := learnerMethods[name]
+	learner := s.ofLearner(name)
 	return func(srv any, stream grpc.ServerStream) error {
 		growStack(false)
 		start := time.Now()
@@ -259,7 +271,7 @@ func (s *services) handled(ctx context.Context, count *metrics.Method, name stri
 func (s *services) gateStream(service string, d grpc.StreamDesc) grpc.StreamHandler {
 	kind := streamKind(&d)
 	count := s.met.GRPC.Method(service, d.StreamName, kind)
-	learner := learnerMethods["/"+service+"/"+d.StreamName]
+	learner := s.ofLearner("/" + service + "/" + d.StreamName)
 	return func(srv any, stream grpc.ServerStream) error {
 		start := time.Now()
 		count.Started.Inc()
@@ -337,39 +349,5 @@ func (s *services) endStreams() {
 	s.streams.stopped = true
 	for o := range s.streams.open {
 		o.cancel(kv.ErrStopped)
-	}
-}
-
-// leaderlessMax is after how many election timeouts without a leader a stream that
-// requires one is ended. To begin one without a leader is refused at once, but to end it
-// costs its client more.
-const leaderlessMax = 3
-
-// watchLeader ends the streams that require a leader while there is none, until done.
-func (s *services) watchLeader(done <-chan struct{}, electionTimeout time.Duration) {
-	tick := time.NewTicker(electionTimeout)
-	defer tick.Stop()
-	for leaderless := 0; ; {
-		select {
-		case <-done:
-			return
-		case <-tick.C:
-		}
-		if leaderless++; s.Leader() != 0 {
-			leaderless = 0
-		}
-		if leaderless >= leaderlessMax {
-			s.endLeaderless()
-		}
-	}
-}
-
-func (s *services) endLeaderless() {
-	s.streams.Lock()
-	defer s.streams.Unlock()
-	for o := range s.streams.open {
-		if o.requireLeader {
-			o.cancel(kv.ErrNoLeader)
-		}
 	}
 }
