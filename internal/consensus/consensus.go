@@ -9,6 +9,7 @@ package consensus
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 
@@ -63,7 +64,11 @@ type Core struct {
 	forwarded uint64 // term of the batches that were sent to its leader
 	number    uint64 // of the last of them
 	taken     taken
-	sending   map[uint64]*sending // snapshots, by member
+
+	changes     []*raftpb.Entry // of the membership, to be appended in the term that this member leads
+	changeIndex uint64          // of the last that was
+
+	sending map[uint64]*sending // snapshots, by member
 
 	// ledTerm is the term that this member leads, and termStart that term's first entry;
 	// 0 while it leads none.
@@ -123,9 +128,9 @@ func (c *Core) observe(rd *raft.Ready) {
 	}
 	switch {
 	case c.role != raft.StateLeader:
-		c.ledTerm, c.termStart = 0, 0
+		c.ledTerm, c.termStart, c.changes = 0, 0, nil
 	case c.ledTerm != c.term:
-		c.ledTerm, c.termStart = c.term, 0
+		c.ledTerm, c.termStart, c.changes = c.term, 0, nil
 		// A new leader's first entry in its term is an empty one of its own.
 		for _, e := range rd.Entries {
 			if e.GetTerm() == c.term {
@@ -141,6 +146,10 @@ func (c *Core) observe(rd *raft.Ready) {
 func (c *Core) Role() raft.StateType { return c.role }
 func (c *Core) Term() uint64         { return c.term }
 func (c *Core) Leader() uint64       { return c.lead }
+
+// Leaderless reports whether no leader is known now, after what was stepped since the
+// last Ready.
+func (c *Core) Leaderless() bool { return c.rn.BasicStatus().Lead == raft.None }
 
 // Committed is the highest entry known to be committed.
 func (c *Core) Committed() uint64 { return c.committed }
@@ -167,6 +176,7 @@ func (c *Core) Alone() bool { return c.Leads() && c.Sole() }
 func (c *Core) Tick() {
 	c.rn.Tick()
 	c.tickSnapshots()
+	c.appendChange()
 }
 
 // Campaign starts an election now.
@@ -315,6 +325,7 @@ func (c *Core) Applied(m *raftpb.Message) error {
 		return err
 	}
 	c.trim()
+	c.appendChange()
 	return nil
 }
 
@@ -324,7 +335,8 @@ func (c *Core) respond(m *raftpb.Message) (send []*raftpb.Message, err error) {
 			send = append(send, r)
 			continue
 		}
-		if err := c.rn.Step(r); err != nil {
+		// A member that was removed does not know itself any more.
+		if err := c.rn.Step(r); err != nil && !errors.Is(err, raft.ErrStepPeerNotFound) {
 			return nil, fmt.Errorf("step %s: %w", r.GetType(), err)
 		}
 	}

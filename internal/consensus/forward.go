@@ -1,6 +1,8 @@
 package consensus
 
 import (
+	"slices"
+
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 )
@@ -44,8 +46,7 @@ func (c *Core) Propose(entries []*raftpb.Entry) (h Handed, send *raftpb.Message,
 	st := c.rn.BasicStatus()
 	switch {
 	case st.RaftState == raft.StateLeader:
-		err := c.rn.Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: new(c.cfg.ID), Entries: entries})
-		return Handed{Term: st.GetTerm()}, nil, err == nil
+		return Handed{Term: st.GetTerm()}, nil, c.append(entries) == nil
 	case st.Lead == raft.None:
 		return Handed{}, nil, false
 	}
@@ -89,11 +90,50 @@ func (c *Core) take(m *raftpb.Message) error {
 	}
 	// A batch may be empty: all its clients have gone since it was sent first.
 	if len(m.Entries) > 0 {
-		prop := &raftpb.Message{Type: raftpb.MsgProp.Enum(), From: m.From, Entries: m.Entries}
-		if err := c.rn.Step(prop); err != nil {
+		if err := c.append(m.Entries); err != nil {
 			return err
 		}
 	}
 	c.taken.last[from]++
 	return nil
+}
+
+// append gives entries to Raft, which leads, as one batch. Changes of the membership wait
+// until the one before is applied: Raft would replace them by empty entries.
+func (c *Core) append(entries []*raftpb.Entry) error {
+	if c.Transferring() {
+		return raft.ErrProposalDropped
+	}
+	isChange := func(e *raftpb.Entry) bool { return e.GetType() != raftpb.EntryNormal }
+	if slices.ContainsFunc(entries, isChange) {
+		for _, e := range entries {
+			if isChange(e) {
+				c.changes = append(c.changes, e)
+			}
+		}
+		entries = slices.DeleteFunc(slices.Clone(entries), isChange)
+	}
+	if len(entries) > 0 {
+		if err := c.step(entries); err != nil {
+			return err
+		}
+	}
+	c.appendChange()
+	return nil
+}
+
+func (c *Core) step(entries []*raftpb.Entry) error {
+	return c.rn.Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: new(c.cfg.ID), Entries: entries})
+}
+
+// appendChange gives the next change of the membership to Raft, if none is under way.
+func (c *Core) appendChange() {
+	if len(c.changes) == 0 || !c.Leads() || c.applied < c.changeIndex || c.Transferring() {
+		return
+	}
+	if err := c.step(c.changes[:1]); err != nil {
+		return // it is tried again with the next tick
+	}
+	c.changeIndex = c.changes[0].GetIndex()
+	c.changes = c.changes[1:]
 }

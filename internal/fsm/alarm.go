@@ -31,16 +31,28 @@ type buckets interface {
 
 // LoadAlarms reads the alarm bucket: an AlarmMember as key, nothing as value.
 func LoadAlarms(from buckets) (*Alarms, error) {
-	a := &Alarms{set: make(map[alarmKey]*pb.AlarmMember)}
+	a := &Alarms{}
+	return a, a.Reload(from)
+}
+
+// Reload reads the alarm bucket again, after the store was replaced by a snapshot's.
+func (a *Alarms) Reload(from buckets) error {
+	set := make(map[alarmKey]*pb.AlarmMember)
 	err := from.ReadBucket("alarm", func(key, _ []byte) error {
 		m := &pb.AlarmMember{}
 		if err := proto.Unmarshal(key, m); err != nil {
 			return fmt.Errorf("alarm bucket: %w", err)
 		}
-		a.set[alarmKey{m.MemberID, m.Alarm}] = m
+		set[alarmKey{m.MemberID, m.Alarm}] = m
 		return nil
 	})
-	return a, err
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.set = set
+	return nil
 }
 
 // List returns the alarms of a kind, or all for NONE, by member and kind.

@@ -21,7 +21,7 @@ var (
 	ErrIDNotFound      error = &refusal{"membership: ID not found", kv.ErrMemberNotFound}
 	ErrPeerURLExists   error = &refusal{"membership: peerURL exists", kv.ErrPeerURLExists}
 	ErrNotLearner      error = &refusal{"membership: can only promote a learner member", kv.ErrMemberNotLearner}
-	ErrTooManyLearners       = errors.New("membership: too many learner members in cluster")
+	ErrTooManyLearners error = &refusal{"membership: too many learner members in cluster", kv.ErrTooManyLearners}
 )
 
 // What must stop the process: the log or the database says what no server that follows
@@ -52,8 +52,13 @@ const (
 
 // Buckets is where the membership is kept; mvcc.Store is one.
 type Buckets interface {
+	BucketReader
 	PutBucket(bucket string, key, value []byte)
 	DeleteBucket(bucket string, key []byte)
+}
+
+// BucketReader is what Read needs of Buckets.
+type BucketReader interface {
 	ReadBucket(bucket string, fn func(key, value []byte) error) error
 }
 
@@ -87,8 +92,21 @@ func Load(b Buckets, server Version, maxLearners int) (*Cluster, error) {
 
 // Reload reads the membership again, after the store was replaced by a snapshot's.
 func (c *Cluster) Reload() error {
+	s, err := Read(c.buckets)
+	if err != nil {
+		return err
+	}
+	if err := c.checkVersion(s.Version); err != nil {
+		return err
+	}
+	c.state.Store(s)
+	return nil
+}
+
+// Read is the membership that b holds.
+func Read(b BucketReader) (*State, error) {
 	var s State
-	err := c.buckets.ReadBucket(BucketMembers, func(key, value []byte) error {
+	err := b.ReadBucket(BucketMembers, func(key, value []byte) error {
 		id, err := ParseID(string(key))
 		if err != nil {
 			return fmt.Errorf("%w bucket %s: %w", ErrMalformed, BucketMembers, err)
@@ -101,11 +119,11 @@ func (c *Cluster) Reload() error {
 		return nil
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	slices.SortFunc(s.Members, func(a, b Member) int { return cmp.Compare(a.ID, b.ID) })
 
-	err = c.buckets.ReadBucket(BucketRemoved, func(key, _ []byte) error {
+	err = b.ReadBucket(BucketRemoved, func(key, _ []byte) error {
 		id, err := ParseID(string(key))
 		if err != nil {
 			return fmt.Errorf("%w bucket %s: %w", ErrMalformed, BucketRemoved, err)
@@ -114,11 +132,11 @@ func (c *Cluster) Reload() error {
 		return nil
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	slices.Sort(s.Removed)
 
-	err = c.buckets.ReadBucket(BucketCluster, func(key, value []byte) error {
+	err = b.ReadBucket(BucketCluster, func(key, value []byte) error {
 		var err error
 		switch string(key) {
 		case keyVersion:
@@ -135,13 +153,9 @@ func (c *Cluster) Reload() error {
 		return nil
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := c.checkVersion(s.Version); err != nil {
-		return err
-	}
-	c.state.Store(&s)
-	return nil
+	return &s, nil
 }
 
 // State is the membership now.

@@ -7,6 +7,7 @@ import (
 	"quorate/internal/consensus"
 	"quorate/internal/wal"
 
+	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
 )
 
@@ -26,7 +27,7 @@ func (n *Node) writeLog() {
 			stopping = true
 		case <-n.appends.wake:
 		}
-		err := n.writeAll(n.appends.take())
+		err := n.StepLog()
 		if errors.Is(err, wal.ErrClosed) {
 			return // the member stops while the disk is full
 		}
@@ -40,7 +41,9 @@ func (n *Node) writeLog() {
 	}
 }
 
-func (n *Node) writeAll(work []logWork) error {
+// StepLog is one turn of the log writer: it writes what waits.
+func (n *Node) StepLog() error {
+	work := n.appends.take()
 	for len(work) > 0 {
 		if m := work[0].mark; m != nil {
 			if err := n.mark(*m); err != nil {
@@ -50,6 +53,13 @@ func (n *Node) writeAll(work []logWork) error {
 			continue
 		}
 		group := joinable(work)
+		if group == 0 {
+			if err := n.writeSnapshot(work[0].write); err != nil {
+				return err
+			}
+			work = work[1:]
+			continue
+		}
 		if err := n.write(work[:group]); err != nil {
 			return err
 		}
@@ -62,11 +72,11 @@ func (n *Node) writeAll(work []logWork) error {
 }
 
 // joinable is how many of the first Appends can be written as one: as long as each goes
-// on where the one before ends.
+// on where the one before ends, and none has a snapshot.
 func joinable(work []logWork) int {
 	last := uint64(0)
 	for i, w := range work {
-		if w.mark != nil {
+		if w.mark != nil || !raft.IsEmptySnap(w.write.Snapshot) {
 			return i
 		}
 		if ents := w.write.Entries; len(ents) > 0 {
@@ -104,9 +114,30 @@ func (n *Node) write(work []logWork) error {
 	return n.wal.Append(ents, hard, sync)
 }
 
+// writeSnapshot writes an Append with a snapshot, the state of which is in a received
+// file, and hands it to the applier: the mark says that the file is to take the place of
+// the store's, and a start after a crash does that, too.
+func (n *Node) writeSnapshot(m *raftpb.Message) error {
+	meta := m.Snapshot.GetMetadata()
+	mark := wal.Snapshot{Index: meta.GetIndex(), Term: meta.GetTerm(), ConfState: meta.GetConfState()}
+	hard := consensus.HardState(m)
+	if hard == nil {
+		hard = n.hard
+	}
+	n.hard = hard
+	if err := n.wal.SaveSnapshot(mark, hard); err != nil {
+		return fmt.Errorf("mark the snapshot of entry %d: %w", mark.Index, err)
+	}
+	if err := n.wal.Append(m.Entries, nil, true); err != nil {
+		return err
+	}
+	n.applies.put(applyWork{install: m})
+	return nil
+}
+
 // mark writes a mark into the log and deletes the segments before it.
 func (n *Node) mark(s wal.Snapshot) error {
-	if err := n.wal.SaveSnapshot(s); err != nil {
+	if err := n.wal.SaveSnapshot(s, nil); err != nil {
 		return fmt.Errorf("mark entry %d: %w", s.Index, err)
 	}
 	if err := n.wal.Release(s.Index); err != nil {

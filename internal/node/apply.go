@@ -18,6 +18,12 @@ import (
 // and their clients hear of it.
 const applyBatchMax = 256
 
+// applyWork is work for the applier: one field is set.
+type applyWork struct {
+	entries *raftpb.Message // an Apply of core
+	install *raftpb.Message // an Append of core whose snapshot is marked in the log
+}
+
 // apply is the applier: it owns the state machine. Committed entries are applied in
 // order, a batch at a time; then a view that holds the batch is published, the clients
 // get their answers, the watchers their events, and the loop its "applied".
@@ -29,14 +35,28 @@ func (n *Node) apply() {
 			return
 		case <-n.applies.wake:
 		}
-		for _, m := range n.applies.take() {
-			if err := n.applyMessage(m); err != nil {
-				n.fail(fmt.Errorf("apply: %w", err))
-				<-n.stopApply
-				return
-			}
+		if err := n.StepApply(); err != nil {
+			n.fail(fmt.Errorf("apply: %w", err))
+			<-n.stopApply
+			return
 		}
 	}
+}
+
+// StepApply is one turn of the applier: it applies what waits.
+func (n *Node) StepApply() error {
+	for _, w := range n.applies.take() {
+		var err error
+		if w.install != nil {
+			err = n.install(w.install)
+		} else {
+			err = n.applyMessage(w.entries)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (n *Node) applyMessage(m *raftpb.Message) error {
@@ -77,14 +97,16 @@ func (n *Node) applyBatch(ents []*raftpb.Entry, done *applied) error {
 			if err := proto.Unmarshal(e.Data, &cc); err != nil {
 				return fmt.Errorf("entry %d, a change of the membership: %w", e.GetIndex(), err)
 			}
-			if ch, err := n.machine.ApplyConfChange(&cc); err != nil {
+			ch, err := n.machine.ApplyConfChange(&cc)
+			if err != nil {
 				n.log.Warn("change of the membership refused", "index", e.GetIndex(), "error", err)
 				cc.NodeId = new(uint64(raft.None))
 			} else {
 				n.log.Info("membership changed", "type", ch.Type.String(), "member", ch.Member.ID.String(), "peer-urls", ch.Member.PeerURLs)
 				n.memberAt.Store(e.GetIndex())
 			}
-			done.changes = append(done.changes, &cc)
+			answers = append(answers, answer{cc.GetId(), fsm.Result{Err: err}})
+			done.changes = append(done.changes, change{&cc, ch})
 		default:
 			return fmt.Errorf("entry %d has type %s, which this version does not know", e.GetIndex(), e.GetType())
 		}

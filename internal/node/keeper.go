@@ -15,6 +15,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/membershippb"
+	"go.etcd.io/raft/v3"
 	"google.golang.org/protobuf/proto"
 )
 
@@ -36,6 +37,7 @@ func (n *Node) keep() {
 	defer ticker.Stop()
 	compactor := newCompactor(n.cfg.Compaction, time.Now())
 	introduced := false
+	var versionAt time.Time // not before, the versions are looked at again
 	for {
 		select {
 		case <-n.ctx.Done():
@@ -43,30 +45,38 @@ func (n *Node) keep() {
 		case <-n.failed:
 			return
 		case <-n.leads:
+			versionAt = time.Time{}
 		case <-n.overQuota:
 			n.raiseNoSpace()
 			continue
 		case <-ticker.C:
 		}
-		if !n.leading.Load() {
+		if n.leader.Load() == raft.None {
 			continue
 		}
 		if !introduced {
-			if err := n.introduce(); err != nil {
-				n.log.Warn("could not publish the member's name and version", "error", err)
-				continue
+			if introduced = n.introduce(); introduced {
+				n.readyOnce.Do(func() { close(n.ready) })
 			}
-			introduced = true
-			n.readyOnce.Do(func() { close(n.ready) })
+		}
+		n.watchSpace()
+		if !n.leading.Load() {
+			continue
+		}
+		if now := time.Now(); now.After(versionAt) {
+			versionAt = now.Add(clusterVersionEvery)
+			n.raiseVersion()
 		}
 		n.expireLeases()
-		n.watchSpace()
 		n.compactBy(compactor)
 	}
 }
 
 // expireLeases proposes the revocation of leases that are over.
 func (n *Node) expireLeases() {
+	// A revocation follows from this leader's clock. Under another leader, which may have
+	// heard of a renewal, it must not be proposed.
+	term := n.Term()
 	ids, _ := n.Leases().Expired(time.Now(), expireMax)
 	if len(ids) == 0 {
 		return
@@ -76,7 +86,7 @@ func (n *Node) expireLeases() {
 	for range min(revokeWorkers, len(ids)) {
 		workers.Go(func() {
 			for id := range work {
-				n.expireLease(id)
+				n.expireLease(term, id)
 			}
 		})
 	}
@@ -87,45 +97,58 @@ func (n *Node) expireLeases() {
 	workers.Wait()
 }
 
-// expireLease proposes the revocation of one lease. Where that fails the lease is handed
-// out again a few seconds later.
-func (n *Node) expireLease(id kv.LeaseID) {
+// expireLease proposes the revocation of one lease, in one term. Where that fails the
+// lease is handed out again a few seconds later.
+func (n *Node) expireLease(term uint64, id kv.LeaseID) {
 	body, err := proto.Marshal(&pb.LeaseRevokeRequest{ID: int64(id)})
 	if err != nil {
 		panic("node: encode a revocation: " + err.Error()) // a number; cannot fail
 	}
-	res, err := n.Propose(n.ctx, wire.FieldLeaseRevoke, body)
+	res, err := n.proposeIn(n.ctx, term, wire.FieldLeaseRevoke, body)
 	switch {
 	case err == nil && res.Err == nil:
 		n.met.LeasesExpired.Inc()
 	case errors.Is(err, context.Canceled), errors.Is(err, kv.ErrStopped), errors.Is(res.Err, kv.ErrLeaseNotFound):
 		// The member stops, or the client was faster.
+	case errors.Is(err, kv.ErrLeaderChanged):
+		// The new leader sees to it.
 	default:
 		n.log.Warn("could not revoke an expired lease", "lease", id.String(), "error", errors.Join(err, res.Err))
 	}
 }
 
-// introduce tells the cluster what this member is called and how clients reach it, and,
-// once for the cluster, which version it has. Nothing is proposed that is known already.
-func (n *Node) introduce() error {
-	state := n.cluster.State()
-	self, ok := state.Member(membership.ID(n.id))
+// introduce tells the cluster what this member is called and how clients reach it, unless
+// that is known already. It reports whether it is.
+func (n *Node) introduce() bool {
+	self, ok := n.cluster.State().Member(membership.ID(n.id))
 	if !ok {
-		return kv.ErrMemberNotFound
+		return false // its addition is not applied yet
 	}
-	if self.Name != n.cfg.Name || !slices.Equal(self.ClientURLs, n.cfg.ClientURLs) {
-		err := n.proposeMessage(wire.FieldMemberAttributes, &membershippb.ClusterMemberAttrSetRequest{
-			Member_ID:        n.id,
-			MemberAttributes: &membershippb.Attributes{Name: n.cfg.Name, ClientUrls: n.cfg.ClientURLs},
-		})
-		if err != nil {
-			return err
-		}
+	if self.Name == n.cfg.Name && slices.Equal(self.ClientURLs, n.cfg.ClientURLs) {
+		return true
 	}
-	if ours := serverVersion.MinorOnly(); state.Version.Less(ours) && !state.Downgrade.Enabled {
-		return n.proposeMessage(wire.FieldClusterVersion, &membershippb.ClusterVersionSetRequest{Ver: ours.String()})
+	err := n.proposeMessage(wire.FieldMemberAttributes, &membershippb.ClusterMemberAttrSetRequest{
+		Member_ID:        n.id,
+		MemberAttributes: &membershippb.Attributes{Name: n.cfg.Name, ClientUrls: n.cfg.ClientURLs},
+	})
+	if err != nil {
+		n.log.Warn("could not publish the member's name", "error", err)
 	}
-	return nil
+	return err == nil
+}
+
+// raiseVersion proposes a cluster version once every member can do what it stands for.
+func (n *Node) raiseVersion() {
+	if n.cluster.State().Downgrade.Enabled {
+		return
+	}
+	v, ok := n.decideVersion()
+	if !ok {
+		return
+	}
+	if err := n.proposeMessage(wire.FieldClusterVersion, &membershippb.ClusterVersionSetRequest{Ver: v.String()}); err != nil {
+		n.log.Warn("could not set the cluster's version", "version", v.String(), "error", err)
+	}
 }
 
 // proposeMessage proposes a request of the member's own.

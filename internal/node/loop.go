@@ -1,10 +1,11 @@
 package node
 
 import (
+	"math/rand/v2"
 	"time"
 
-	"quorate/internal/consensus"
 	"quorate/internal/kv"
+	"quorate/internal/membership"
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
@@ -12,17 +13,24 @@ import (
 
 // arrival is something that happened for the loop to take note of: one field is set.
 type arrival struct {
+	message  *raftpb.Message // of another member
 	appended *raftpb.Message // an Append that is durable now
 	applied  *applied
 	read     *read
-	call     func(*consensus.Core)
+	call     func()
 }
 
 // applied is an Apply that the state machine holds now, and the changes of the
 // membership that were in it.
 type applied struct {
 	message *raftpb.Message
-	changes []*raftpb.ConfChange
+	changes []change
+}
+
+// change is a committed change of the membership.
+type change struct {
+	conf   *raftpb.ConfChange // of no member, if it was refused
+	member membership.Change  // what it came to; zero if it was refused
 }
 
 // appendingMax is how many Appends the log writer has at a time before new proposals
@@ -30,13 +38,33 @@ type applied struct {
 // next batch, so that batches grow with the load and no timer is needed.
 const appendingMax = 2
 
+// loopState is what the loop owns beside core.
+type loopState struct {
+	appending   int       // Appends with the log writer
+	appendingAt time.Time // when the oldest of them was handed over
+	reads       reads
+	batches     []*batch // sent to the leader of this term, oldest first
+	appliedTerm uint64   // of the last entry applied
+	ticked      time.Time
+
+	suspectUntil time.Time // a dead leader is to be replaced at once until then
+	campaignAt   time.Time // when to start an election for that
+	handOverAt   time.Time // not before, a sick leader hands over again
+	connected    map[membership.ID]bool
+	advanced     bool // the first election was brought forward
+}
+
 // loop is the consensus loop: it owns core and carries out what core wants.
 func (n *Node) loop() {
 	defer close(n.loopDone)
 	ticker := time.NewTicker(n.cfg.Tick)
 	defer ticker.Stop()
-	n.turn()
+	n.StepLoop()
 	for {
+		var campaign <-chan time.Time
+		if !n.campaignAt.IsZero() {
+			campaign = time.After(time.Until(n.campaignAt))
+		}
 		select {
 		case <-n.stopLoop:
 			return
@@ -45,79 +73,196 @@ func (n *Node) loop() {
 			<-n.stopLoop
 			return
 		case <-n.inbox.wake:
-		case now := <-ticker.C:
-			n.core.Tick()
-			n.proposals.expire(now.Add(-n.cfg.requestTimeout()), kv.ErrTimeout)
-			if n.reads.giveUp(now) {
-				n.met.SlowReadIndexes.Inc()
-			}
+		case <-campaign:
+		case <-ticker.C:
+			n.Tick()
 		}
-		n.turn()
+		n.StepLoop()
 	}
 }
 
-// turn takes in what has arrived, lets core decide, and hands its decisions on.
-func (n *Node) turn() {
+// Tick passes one tick of time. The loop calls it before a step.
+func (n *Node) Tick() {
+	now := time.Now()
+	paused := !n.ticked.IsZero() && now.Sub(n.ticked) > n.cfg.electionTimeout()/2
+	n.ticked = now
+	n.core.Tick()
+	n.proposals.expire(now.Add(-n.cfg.requestTimeout()), kv.ErrTimeout)
+	if n.reads.giveUp(now) {
+		n.met.SlowReadIndexes.Inc()
+	}
+	n.batches = n.proposals.open(n.batches)
+	if len(n.batches) > 0 && now.Sub(n.batches[0].at) > n.cfg.electionTimeout() {
+		n.sendAgain(now)
+	}
+	n.stepDownIfSick(now, paused)
+}
+
+// StepLoop is one turn of the consensus loop: it takes in what has arrived, lets core
+// decide, and hands its decisions on.
+func (n *Node) StepLoop() {
 	for _, a := range n.inbox.take() {
-		var err error
-		switch {
-		case a.appended != nil:
-			n.appending--
-			_, err = n.core.Appended(a.appended)
-		case a.applied != nil:
-			for _, cc := range a.applied.changes {
-				n.core.ApplyConfChange(cc)
-			}
-			err = n.core.Applied(a.applied.message)
-		case a.read != nil:
-			n.reads.fresh = append(n.reads.fresh, a.read)
-		case a.call != nil:
-			a.call(n.core)
-		}
-		if err != nil {
+		if err := n.takeIn(a); err != nil {
 			n.fail(err)
 			return
 		}
 	}
 	n.elect()
-	n.reads.ask(n.core)
 	n.publish()
+	n.reads.ask(n.core)
 	for n.carryOut() || n.proposeBatch() {
 	}
 	n.reads.finish(n.core.AppliedIndex())
 	n.publish()
 }
 
-// elect starts an election at once where no other member could be leading.
-func (n *Node) elect() {
-	if n.core.Sole() && n.core.Leader() == raft.None && n.core.Role() == raft.StateFollower {
-		// Refused while a change of the membership waits to be applied; the next turn
-		// asks again.
-		if err := n.core.Campaign(); err != nil {
-			n.log.Warn("could not start an election", "error", err)
+func (n *Node) takeIn(a arrival) error {
+	switch {
+	case a.message != nil:
+		n.received.Add(-messageBytes(a.message))
+		if err := n.core.Step(a.message); err != nil {
+			n.log.Debug("message not taken", "type", a.message.GetType().String(), "from", membership.ID(a.message.GetFrom()).String(), "error", err)
 		}
+	case a.appended != nil:
+		if n.appending--; n.appending > 0 {
+			n.appendingAt = time.Now()
+		}
+		send, err := n.core.Appended(a.appended)
+		if err != nil {
+			return err
+		}
+		n.network.Send(send)
+		if snap := a.appended.Snapshot; !raft.IsEmptySnap(snap) {
+			n.newTerm(snap.GetMetadata().GetTerm())
+			n.reconnect()
+		}
+	case a.applied != nil:
+		for _, ch := range a.applied.changes {
+			n.core.ApplyConfChange(ch.conf)
+			n.follow(ch.member)
+		}
+		if ents := a.applied.message.Entries; len(ents) > 0 {
+			n.newTerm(ents[len(ents)-1].GetTerm())
+		}
+		return n.core.Applied(a.applied.message)
+	case a.read != nil:
+		n.reads.fresh = append(n.reads.fresh, a.read)
+	case a.call != nil:
+		a.call()
 	}
+	return nil
+}
+
+// newTerm notes that an entry of term is applied, and everything before it.
+func (n *Node) newTerm(term uint64) {
+	if term > n.appliedTerm {
+		n.appliedTerm = term
+		n.proposals.reclaim(term)
+	}
+}
+
+// elect starts an election at once where no other member could be leading, or where the
+// leader's process has died.
+func (n *Node) elect() {
+	if !n.core.Leaderless() {
+		n.suspectUntil, n.campaignAt = time.Time{}, time.Time{}
+		return
+	}
+	now := time.Now()
+	switch {
+	case n.core.Sole() && n.core.Role() == raft.StateFollower:
+	case !n.campaignAt.IsZero() && !now.Before(n.campaignAt):
+		n.campaignAt = time.Time{}
+		if now.Before(n.suspectUntil) {
+			n.campaignSoon(now)
+		}
+	default:
+		return
+	}
+	// Refused while a change of the membership waits to be applied; it is tried again.
+	if err := n.core.Campaign(); err != nil {
+		n.log.Warn("could not start an election", "error", err)
+	}
+}
+
+// campaignDelayMax is how long a member waits at most before it campaigns for the place
+// of a dead leader, so that rarely two do at once.
+const campaignDelayMax = 10 * time.Millisecond
+
+// campaignSoon sets the time of an election a moment from now.
+func (n *Node) campaignSoon(now time.Time) {
+	n.campaignAt = now.Add(time.Millisecond + rand.N(campaignDelayMax))
+}
+
+// suspect is called when a member's process has died.
+func (n *Node) suspect(id membership.ID) {
+	if !n.core.Suspect(uint64(id)) {
+		return
+	}
+	n.log.Warn("the leader's process has ended; electing another", "leader", id.String())
+	// Others may need a moment to find out, too, and refuse their vote until then.
+	now := time.Now()
+	n.suspectUntil = now.Add(n.cfg.electionTimeout())
+	n.campaignSoon(now)
 }
 
 // proposeBatch gives waiting proposals to core. It reports whether there were any.
 func (n *Node) proposeBatch() bool {
-	if n.core.Role() != raft.StateLeader || n.appending >= appendingMax {
+	leads := uint64(0)
+	switch {
+	case n.core.Leader() == raft.None, n.core.Transferring():
+		return false
+	case n.core.Role() == raft.StateLeader:
+		if n.appending >= appendingMax {
+			return false
+		}
+		leads = n.core.Term()
+	}
+	taken := n.proposals.batch(leads)
+	if len(taken) == 0 {
 		return false
 	}
-	batch := n.proposals.batch()
-	if len(batch) == 0 {
-		return false
-	}
-	requests := make([][]byte, len(batch))
-	for i, q := range batch {
-		requests[i] = q.data
-	}
-	if err := n.core.Propose(requests); err != nil {
+	h, send, ok := n.core.Propose(entries(taken))
+	if !ok {
 		// Leadership is being handed over; they are in no log, so they can wait.
-		n.proposals.requeue(batch)
+		n.proposals.requeue(taken)
 		return false
+	}
+	now := time.Now()
+	b := n.proposals.handed(taken, h, now)
+	if send != nil {
+		n.batches = append(n.batches, b)
+		n.network.Send([]*raftpb.Message{send})
 	}
 	return true
+}
+
+func entries(taken []queued) []*raftpb.Entry {
+	list := make([]raftpb.Entry, len(taken))
+	ptrs := make([]*raftpb.Entry, len(taken))
+	for i, q := range taken {
+		list[i].Data = q.data
+		if q.kind != raftpb.EntryNormal {
+			list[i].Type = q.kind.Enum()
+		}
+		ptrs[i] = &list[i]
+	}
+	return ptrs
+}
+
+// sendAgain sends the leader of this term whatever may not have reached it.
+func (n *Node) sendAgain(now time.Time) {
+	lead := n.core.Leader()
+	if lead == raft.None || !n.network.IsQuorate(membership.ID(lead)) {
+		return
+	}
+	n.batches = n.proposals.open(n.batches)
+	for _, b := range n.batches {
+		b.at = now
+		if m := n.core.ProposeAgain(b.handed, entries(n.proposals.again(b))); m != nil {
+			n.network.Send([]*raftpb.Message{m})
+		}
+	}
 }
 
 // carryOut hands on what core wants done. It reports whether there was anything.
@@ -126,12 +271,15 @@ func (n *Node) carryOut() bool {
 	if !ok {
 		return false
 	}
+	n.send(rd.Send)
 	if rd.Append != nil {
-		n.appending++
+		if n.appending++; n.appending == 1 {
+			n.appendingAt = time.Now()
+		}
 		n.appends.put(logWork{write: rd.Append})
 	}
 	if rd.Apply != nil {
-		n.applies.put(rd.Apply)
+		n.applies.put(applyWork{entries: rd.Apply})
 	}
 	for _, r := range rd.Reads {
 		n.reads.answered(r)
@@ -139,25 +287,47 @@ func (n *Node) carryOut() bool {
 	return true
 }
 
+// send sends messages to peers. Snapshots are made and sent in the background.
+func (n *Node) send(ms []*raftpb.Message) {
+	rest := ms[:0]
+	for _, m := range ms {
+		if m.GetType() == raftpb.MsgSnap {
+			n.background.Go(func() { n.sendSnapshot(m) })
+			continue
+		}
+		rest = append(rest, m)
+	}
+	if len(rest) > 0 {
+		n.network.Send(rest)
+	}
+}
+
 // publish shows the outside where core stands, and tells the leases when leadership
-// begins or ends.
+// begins or ends. What waits for an answer of another leader or term is asked for again.
 func (n *Node) publish() {
-	lead := n.core.Leader()
-	if old := n.leader.Swap(lead); old != lead && lead != raft.None {
+	lead, term := n.core.Leader(), n.core.Term()
+	oldLead, oldTerm := n.leader.Swap(lead), n.term.Swap(term)
+	if oldLead != lead && lead != raft.None {
 		n.met.LeaderChanges.Inc()
 	}
-	n.term.Store(n.core.Term())
+	if oldLead != lead || oldTerm != term {
+		n.reads.again()
+		if oldTerm != term {
+			n.batches = nil
+		}
+	}
 	n.committed.Store(n.core.Committed())
 	n.alone.Store(n.core.Alone())
+	n.learner.Store(n.core.IsLearner())
 
 	leads := n.core.Leads()
 	if leads == n.leading.Load() {
 		return
 	}
 	if leads {
-		n.leases.Promote(time.Now(), n.cfg.electionTimeout())
+		n.lessor().Promote(time.Now(), n.cfg.electionTimeout())
 	} else {
-		n.leases.Demote()
+		n.lessor().Demote()
 	}
 	n.leading.Store(leads)
 	if leads {
@@ -167,3 +337,24 @@ func (n *Node) publish() {
 		}
 	}
 }
+
+// stepDownIfSick hands leadership over where this member cannot serve it: its log's disk
+// has not answered for half an election timeout, or the whole process was paused. It
+// takes a healthy member to take over; where all are as slow, things stay as they are.
+func (n *Node) stepDownIfSick(now time.Time, paused bool) {
+	stuck := n.appending > 0 && now.Sub(n.appendingAt) > n.cfg.electionTimeout()/2
+	if !paused && !stuck || n.core.Role() != raft.StateLeader || n.core.Transferring() || now.Before(n.handOverAt) {
+		return
+	}
+	heir := n.core.Heir()
+	if heir == raft.None {
+		return
+	}
+	n.handOverAt = now.Add(handOverPause * n.cfg.electionTimeout())
+	n.log.Warn("this leader is slow and hands over", "to", membership.ID(heir).String(), "log-stuck", stuck, "paused", paused)
+	n.core.TransferLeader(heir)
+}
+
+// handOverPause is for how many election timeouts a leader that found itself sick does
+// not look again.
+const handOverPause = 10

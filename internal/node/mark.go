@@ -16,19 +16,19 @@ import (
 // The .snap file is for etcd up to 3.6, which reads the membership from it; it is written
 // before the mark that stands for it.
 func (n *Node) onFlush(index, term uint64) {
-	if index < n.lastMark+n.cfg.SnapshotCount || index < n.memberAt.Load() {
+	if index < n.lastMark.Load()+n.cfg.SnapshotCount || index < n.memberAt.Load() {
 		return
 	}
 	state := n.cluster.State()
 	conf := fsm.ConfState(state)
 	begin := time.Now()
-	if err := snapshot.Save(realFS, n.cfg.snapDir(), index, term, conf, state); err != nil {
+	if err := snapshot.Save(n.cfg.FS, n.cfg.snapDir(), index, term, conf, state); err != nil {
 		// The log keeps more than it needs; the next flush tries again.
 		n.log.Warn("could not write the snapshot file", "index", index, "error", err)
 		return
 	}
 	n.met.SnapSaveSeconds.Observe(time.Since(begin).Seconds())
-	n.lastMark = index
+	n.lastMark.Store(index)
 	n.appends.put(logWork{mark: &wal.Snapshot{Index: index, Term: term, ConfState: conf}})
 	n.log.Debug(fmt.Sprintf("marked entry %d", index), "index", index, "term", term)
 }

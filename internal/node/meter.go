@@ -123,11 +123,6 @@ func (n *Node) measure() {
 	m.ProposalsPending.Read(func() float64 { return float64(n.proposals.count()) })
 	m.DBSize.Read(func() float64 { total, _ := n.store.Size(); return float64(total) })
 	m.DBInUse.Read(func() float64 { _, inUse := n.store.Size(); return float64(inUse) })
-	n.leases.OnGrant = func(ttl int64) {
-		m.LeasesGranted.Inc()
-		m.LeaseTTL.Observe(float64(ttl))
-	}
-	n.leases.OnRevoke = m.LeasesRevoked.Inc
 }
 
 // showAlarms sets the gauge of each alarm that is or was raised. The applier calls it.

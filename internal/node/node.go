@@ -12,6 +12,7 @@
 package node
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -71,6 +72,14 @@ type Config struct {
 	Compaction Compaction
 	SlowApply  time.Duration // applying one request for longer is logged
 
+	StrictReconfigCheck bool // refuse changes of the membership that could cost the quorum
+	TickAdvance         bool // the first election need not wait a whole timeout
+	CatchUpEntries      int  // applied entries that are kept for slow followers
+
+	Network Network // to the other members
+	Peers   Peers   // asks them; nil: nobody is asked
+	FS      vfs.FS  // where the log is kept; nil: the system's
+
 	Metrics *metrics.Set
 	Logger  *slog.Logger
 }
@@ -107,15 +116,17 @@ type Node struct {
 	clusterID uint64
 	wal       *wal.Log
 	store     *mvcc.Store
-	leases    *lease.Lessor
+	leases    atomic.Pointer[lease.Lessor] // replaced with the store's content
+	network   Network
+	peers     Peers
 	cluster   *membership.Cluster
+	remotes   []membership.Member // of the cluster that this member joins
 	alarms    *fsm.Alarms
 	hub       *watch.Hub
 
 	// Owned by the consensus loop.
-	core      *consensus.Core
-	appending int // Appends with the log writer
-	reads     reads
+	core *consensus.Core
+	loopState
 
 	// Owned by the log writer.
 	hard *raftpb.HardState // last written
@@ -125,13 +136,16 @@ type Node struct {
 	answers     []answer         // scratch
 	alarmGauges []*metrics.Gauge // of the alarms that are raised
 
-	// Owned by the flusher: the last entry that a mark in the log stands for.
-	lastMark uint64
+	// The last entry that a mark in the log stands for: the flusher's, but for snapshots,
+	// which come while it rests.
+	lastMark atomic.Uint64
 
 	proposals proposals
 	inbox     mailbox[arrival] // to the loop
 	appends   mailbox[logWork] // to the log writer
-	applies   mailbox[*raftpb.Message]
+	applies   mailbox[applyWork]
+	received  atomic.Int64 // bytes of peers' messages in inbox
+	receiving sync.Mutex   // held while a snapshot comes in
 
 	// As of the loop's last turn; anyone may look.
 	term      atomic.Uint64
@@ -218,6 +232,7 @@ func (n *Node) Close() error {
 		n.proposals.close(kv.ErrStopped)
 		n.cancel()
 		<-n.keeperDone
+		n.network.Close()
 		n.background.Wait()
 		n.hub.Close()
 		// The loop first, so that nothing new is proposed or committed; then the applier,
@@ -275,15 +290,6 @@ func (n *Node) Store() *mvcc.Store           { return n.store }
 func (n *Node) Watch() *watch.Hub            { return n.hub }
 func (n *Node) Cluster() *membership.Cluster { return n.cluster }
 
-// Leases returns the leases. It waits while they are being read after the start.
-func (n *Node) Leases() *lease.Lessor {
-	select {
-	case <-n.leasesLoaded:
-	case <-n.ctx.Done(): // whoever asks is about to hear that the member stops
-	}
-	return n.leases
-}
-
 // Status is where the member stands.
 type Status struct {
 	Leader    uint64 // 0: none
@@ -315,44 +321,8 @@ func (n *Node) Status() Status {
 	}
 }
 
-// Members is the membership now, by id.
-func (n *Node) Members() []*pb.Member {
-	var list []*pb.Member
-	for _, m := range n.cluster.State().Members {
-		list = append(list, &pb.Member{
-			ID: uint64(m.ID), Name: m.Name, PeerURLs: m.PeerURLs, ClientURLs: m.ClientURLs, IsLearner: m.IsLearner,
-		})
-	}
-	return list
-}
-
-// RenewLease is LeaseKeepAlive: it returns the lease's TTL in seconds, or
-// kv.ErrLeaseNotFound. A lease that is over but not revoked yet is not renewed: the call
-// waits for its end.
-func (n *Node) RenewLease(ctx context.Context, id kv.LeaseID) (int64, error) {
-	for {
-		ttl, err := n.Leases().Renew(id, time.Now())
-		if !errors.Is(err, lease.ErrExpired) {
-			if err == nil {
-				n.met.LeasesRenewed.Inc()
-			}
-			return ttl, err
-		}
-		select {
-		case <-time.After(renewRetry):
-		case <-ctx.Done():
-			return 0, ctx.Err()
-		case <-n.ctx.Done():
-			return 0, kv.ErrStopped
-		}
-	}
-}
-
-// renewRetry is how often a renewal looks whether an expired lease is revoked by now.
-const renewRetry = 50 * time.Millisecond
-
 // MoveLeader hands leadership to a voter: kv.ErrNotLeader, kv.ErrBadTransferee,
-// kv.ErrTimeout.
+// kv.ErrTransferSlow.
 func (n *Node) MoveLeader(ctx context.Context, to uint64) error {
 	if n.leader.Load() != n.id {
 		return kv.ErrNotLeader
@@ -360,19 +330,11 @@ func (n *Node) MoveLeader(ctx context.Context, to uint64) error {
 	if m, ok := n.cluster.State().Member(membership.ID(to)); !ok || m.IsLearner {
 		return kv.ErrBadTransferee
 	}
-	n.inbox.put(arrival{call: func(c *consensus.Core) { c.TransferLeader(to) }})
-	deadline := time.Now().Add(n.cfg.electionTimeout())
-	for n.leader.Load() != to {
-		if time.Now().After(deadline) {
-			return kv.ErrTimeout
-		}
-		select {
-		case <-time.After(n.cfg.Tick):
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-n.ctx.Done():
-			return kv.ErrStopped
-		}
+	n.inbox.put(arrival{call: func() { n.core.TransferLeader(to) }})
+	ctx, cancel := context.WithTimeoutCause(ctx, n.cfg.electionTimeout(), kv.ErrTransferSlow)
+	defer cancel()
+	if !n.awaitLeader(ctx, func(lead uint64) bool { return lead == to }) {
+		return cmp.Or(context.Cause(ctx), kv.ErrStopped)
 	}
 	return nil
 }
@@ -396,6 +358,3 @@ func (l raftLogger) Fatal(v ...any)            { l.Panic(v...) }
 func (l raftLogger) Fatalf(f string, v ...any) { l.Panicf(f, v...) }
 func (l raftLogger) Panic(v ...any)            { panic("raft: " + fmt.Sprint(v...)) }
 func (l raftLogger) Panicf(f string, v ...any) { panic("raft: " + fmt.Sprintf(f, v...)) }
-
-// realFS is where a member keeps its log.
-var realFS vfs.FS = vfs.OS()

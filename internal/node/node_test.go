@@ -29,7 +29,8 @@ func testConfig(dir string) Config {
 		Tick: 10 * time.Millisecond, ElectionTicks: 10, PreVote: true,
 		SnapshotCount: 100, SlowApply: time.Minute, MaxRequestBytes: 1 << 20,
 		ProgressInterval: time.Minute, FragmentBytes: 2 << 20,
-		Metrics: metrics.New(false), Logger: slog.New(slog.DiscardHandler),
+		StrictReconfigCheck: true, TickAdvance: true, CatchUpEntries: 5000,
+		Network: newWires().to(), Metrics: metrics.New(false), Logger: slog.New(slog.DiscardHandler),
 	}
 }
 
@@ -309,18 +310,5 @@ func TestDirectoryInPartsIsRefusedAndLeftAlone(t *testing.T) {
 				t.Errorf("without %s: %v", part, err)
 			}
 		}
-	}
-}
-
-func TestLargerClusterIsRefused(t *testing.T) {
-	cfg := testConfig(t.TempDir())
-	cfg.InitialCluster = "m1=http://127.0.0.1:2380,m2=http://127.0.0.1:2382"
-	if _, err := Start(cfg); !errors.Is(err, ErrNotAlone) {
-		t.Errorf("two members: %v", err)
-	}
-	cfg = testConfig(t.TempDir())
-	cfg.NewCluster = false
-	if _, err := Start(cfg); !errors.Is(err, ErrNotAlone) {
-		t.Errorf("joining a cluster: %v", err)
 	}
 }

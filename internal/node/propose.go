@@ -1,14 +1,21 @@
 package node
 
 import (
+	"cmp"
 	"context"
+	"fmt"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"quorate/internal/consensus"
 	"quorate/internal/fsm"
 	"quorate/internal/kv"
 	"quorate/internal/wire"
+
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
 )
 
 const (
@@ -25,8 +32,16 @@ const (
 // proposal is one request on its way through the log, and the slot for its answer.
 type proposal struct {
 	id   uint64
-	data []byte // InternalRaftRequest
+	data []byte // InternalRaftRequest; of a change of the membership, ConfChange
+	kind raftpb.EntryType
+	// only, if not 0, is the one term in which the request makes sense: this member leads
+	// it, and what the request says follows from that. It is not proposed in another.
+	only uint64
 	at   time.Time
+
+	// Guarded by proposals.mu.
+	term  uint64 // in which it was handed on last; 0: not yet
+	batch *batch // in which it was sent to the leader of that term; nil: this member led
 
 	// Set before done gets its token.
 	result fsm.Result
@@ -52,6 +67,16 @@ type proposals struct {
 type queued struct {
 	id   uint64
 	data []byte
+	kind raftpb.EntryType
+}
+
+// batch is proposals that were sent to a leader as one message.
+type batch struct {
+	handed consensus.Handed
+	ids    []uint64
+	at     time.Time // sent last
+
+	accepted bool // guarded by proposals.mu: one of them was applied, so it has arrived
 }
 
 // firstID makes ids that no other member and no earlier run of this one uses: two bytes
@@ -75,13 +100,14 @@ func (ps *proposals) add(p *proposal, room int64) error {
 	}
 	ps.waiting[p.id] = p
 	ps.bytes += int64(len(p.data))
-	ps.queue = append(ps.queue, queued{p.id, p.data})
+	ps.queue = append(ps.queue, queued{p.id, p.data, p.kind})
 	return nil
 }
 
 // batch takes the next proposals from the queue, at most batchBytesMax unless one alone
-// is larger. Those whose clients have gone are dropped.
-func (ps *proposals) batch() []queued {
+// is larger. Those whose clients have gone are dropped. leads is the term that this
+// member leads, 0 if none: proposals for another end with kv.ErrLeaderChanged.
+func (ps *proposals) batch(leads uint64) []queued {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
 	if len(ps.queue) == 0 {
@@ -94,10 +120,16 @@ func (ps *proposals) batch() []queued {
 			break
 		}
 		taken++
-		if ps.waiting[q.id] != nil {
-			batch = append(batch, q)
-			size += len(q.data)
+		p := ps.waiting[q.id]
+		if p == nil {
+			continue
 		}
+		if p.only != 0 && p.only != leads {
+			ps.endLocked(p, kv.ErrLeaderChanged)
+			continue
+		}
+		batch = append(batch, q)
+		size += len(q.data)
 	}
 	rest := copy(ps.queue, ps.queue[taken:])
 	clear(ps.queue[rest:])
@@ -105,11 +137,97 @@ func (ps *proposals) batch() []queued {
 	return batch
 }
 
-// requeue puts a batch that reached no log back to the front.
-func (ps *proposals) requeue(batch []queued) {
+// handed notes where a batch went. It returns the batch if it was sent to a leader.
+func (ps *proposals) handed(taken []queued, h consensus.Handed, now time.Time) *batch {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	ps.queue = append(batch, ps.queue...)
+	var b *batch
+	if h.Number > 0 {
+		b = &batch{handed: h, ids: make([]uint64, len(taken)), at: now}
+	}
+	for i, q := range taken {
+		if p := ps.waiting[q.id]; p != nil {
+			p.term, p.batch = h.Term, b
+		}
+		if b != nil {
+			b.ids[i] = q.id
+		}
+	}
+	return b
+}
+
+// open is those of the batches that may not have arrived. The leader takes them in order,
+// so all before one that was accepted have.
+func (ps *proposals) open(batches []*batch) []*batch {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for i := len(batches) - 1; i >= 0; i-- {
+		if batches[i].accepted {
+			return batches[i+1:]
+		}
+	}
+	return batches
+}
+
+// again is what of b is still waited for, to be sent again.
+func (ps *proposals) again(b *batch) []queued {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	var left []queued
+	for _, id := range b.ids {
+		if p := ps.waiting[id]; p != nil && p.batch == b {
+			left = append(left, queued{p.id, p.data, p.kind})
+		}
+	}
+	return left
+}
+
+// reclaim is called once an entry of term is applied: what was handed on in an earlier
+// term and is not applied by now never will be, and goes back to the queue, see package
+// consensus.
+func (ps *proposals) reclaim(term uint64) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	var lost []queued
+	for _, p := range ps.waiting {
+		if p.term == 0 || p.term >= term {
+			continue
+		}
+		if p.only != 0 {
+			ps.endLocked(p, kv.ErrLeaderChanged)
+			continue
+		}
+		p.term, p.batch = 0, nil
+		lost = append(lost, queued{p.id, p.data, p.kind})
+	}
+	slices.SortFunc(lost, func(a, b queued) int { return cmp.Compare(a.id, b.id) })
+	ps.queue = append(lost, ps.queue...)
+}
+
+// doubt ends the waits for what was handed on up to term: entries that may be theirs were
+// replaced by a snapshot.
+func (ps *proposals) doubt(term uint64, err error) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	for _, p := range ps.waiting {
+		if p.term != 0 && p.term <= term {
+			ps.endLocked(p, err)
+		}
+	}
+}
+
+// endLocked ends the wait for p with err.
+func (ps *proposals) endLocked(p *proposal, err error) {
+	ps.remove(p.id)
+	p.err = err
+	p.done <- struct{}{}
+}
+
+// requeue puts a batch that reached no log back to the front.
+func (ps *proposals) requeue(taken []queued) {
+	ps.mu.Lock()
+	defer ps.mu.Unlock()
+	ps.queue = append(taken, ps.queue...)
 }
 
 // answer is the result of the request with an id.
@@ -124,6 +242,9 @@ func (ps *proposals) finish(answers []answer) {
 	defer ps.mu.Unlock()
 	for i := range answers {
 		if p := ps.remove(answers[i].id); p != nil {
+			if p.batch != nil {
+				p.batch.accepted = true
+			}
 			p.result = answers[i].result
 			p.done <- struct{}{}
 		}
@@ -152,11 +273,9 @@ func (ps *proposals) abandon(p *proposal) bool {
 func (ps *proposals) expire(t time.Time, err error) {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
-	for id, p := range ps.waiting {
+	for _, p := range ps.waiting {
 		if p.at.Before(t) {
-			ps.remove(id)
-			p.err = err
-			p.done <- struct{}{}
+			ps.endLocked(p, err)
 		}
 	}
 }
@@ -175,6 +294,12 @@ func (ps *proposals) close(err error) {
 // the fate of the proposal itself: kv.ErrTooLarge, kv.ErrTooManyRequests, kv.ErrNoSpace
 // (never in the log), kv.ErrTimeout, kv.ErrStopped or ctx's (unknown).
 func (n *Node) Propose(ctx context.Context, field wire.Field, body []byte) (fsm.Result, error) {
+	return n.proposeIn(ctx, 0, field, body)
+}
+
+// proposeIn is Propose, but if only is not 0 the request is proposed in that term alone,
+// while this member leads it; else it ends with kv.ErrLeaderChanged.
+func (n *Node) proposeIn(ctx context.Context, only uint64, field wire.Field, body []byte) (fsm.Result, error) {
 	p := proposalPool.Get().(*proposal)
 	p.id = n.proposals.lastID.Add(1)
 	size := wire.RaftRequestSize(p.id, field, len(body))
@@ -188,6 +313,28 @@ func (n *Node) Propose(ctx context.Context, field wire.Field, body []byte) (fsm.
 		return fsm.Result{}, err
 	}
 	p.data = wire.AppendRaftRequest(make([]byte, 0, size), p.id, field, body)
+	p.kind, p.only = raftpb.EntryNormal, only
+	return n.await(ctx, p, room, field)
+}
+
+// proposeChange replicates a change of the membership, whose id it sets, and returns once
+// this member has applied it.
+func (n *Node) proposeChange(ctx context.Context, cc *raftpb.ConfChange) error {
+	p := proposalPool.Get().(*proposal)
+	p.id = n.proposals.lastID.Add(1)
+	cc.Id = new(p.id)
+	data, err := proto.Marshal(cc)
+	if err != nil {
+		return fmt.Errorf("encode a change of the membership: %w", err)
+	}
+	p.data, p.kind, p.only = data, raftpb.EntryConfChange, 0
+	res, err := n.await(ctx, p, n.room(), wire.FieldMemberAttributes)
+	return cmp.Or(err, res.Err)
+}
+
+// await hands p to the loop and waits for its answer. room is how many bytes the log
+// surely takes, field what p is counted as. p must not be used afterwards.
+func (n *Node) await(ctx context.Context, p *proposal, room int64, field wire.Field) (fsm.Result, error) {
 	p.at = time.Now()
 	if err := n.proposals.add(p, room); err != nil {
 		p.data = nil
@@ -206,13 +353,13 @@ func (n *Node) Propose(ctx context.Context, field wire.Field, body []byte) (fsm.
 		}
 		<-p.done
 	}
-	result := p.result
-	err = p.err
+	result, err := p.result, p.err
 	n.meter.proposed(field, err == nil && result.Err == nil, time.Since(p.at))
 	if err != nil {
 		n.met.ProposalsFailed.Inc()
 	}
 	p.data, p.result, p.err = nil, fsm.Result{}, nil
+	p.term, p.batch = 0, nil
 	proposalPool.Put(p)
 	return result, err
 }

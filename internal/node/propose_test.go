@@ -30,18 +30,18 @@ func TestBatchTakesWhatFitsInOrder(t *testing.T) {
 		}
 		return ids
 	}
-	first := ps.batch()
+	first := ps.batch(0)
 	if got := ids(first); len(got) != 3 || got[0] != 1 || got[2] != 3 {
 		t.Fatalf("first batch: %v", got)
 	}
 	ps.requeue(first)
-	if got := ids(ps.batch()); len(got) != 3 || got[0] != 1 {
+	if got := ids(ps.batch(0)); len(got) != 3 || got[0] != 1 {
 		t.Errorf("the same again after requeue: %v", got)
 	}
-	if got := ids(ps.batch()); len(got) != 1 || got[0] != 4 {
+	if got := ids(ps.batch(0)); len(got) != 1 || got[0] != 4 {
 		t.Errorf("last batch: %v", got)
 	}
-	if got := ps.batch(); got != nil {
+	if got := ps.batch(0); got != nil {
 		t.Errorf("batch of nothing: %v", ids(got))
 	}
 }
@@ -51,7 +51,7 @@ func TestBatchTakesOneThatIsLargerThanItsBound(t *testing.T) {
 	if err := ps.add(newProposal(1, batchBytesMax+1), plenty); err != nil {
 		t.Fatal(err)
 	}
-	if got := ps.batch(); len(got) != 1 {
+	if got := ps.batch(0); len(got) != 1 {
 		t.Errorf("batch of %d", len(got))
 	}
 }
@@ -111,7 +111,7 @@ func TestExpiredProposalLeavesTheQueue(t *testing.T) {
 	if !errors.Is(old.err, kv.ErrTimeout) {
 		t.Errorf("error %v", old.err)
 	}
-	if b := ps.batch(); len(b) != 1 || b[0].id != 2 {
+	if b := ps.batch(0); len(b) != 1 || b[0].id != 2 {
 		t.Errorf("batch %v holds what nobody waits for", b)
 	}
 	ps.close(kv.ErrStopped)

@@ -6,6 +6,8 @@ import (
 
 	"quorate/internal/consensus"
 	"quorate/internal/kv"
+
+	"go.etcd.io/raft/v3"
 )
 
 // read is a client that waits until its read is linearizable.
@@ -34,7 +36,7 @@ const readRetry = 500 * time.Millisecond
 
 // ask starts a request for the fresh reads unless one is under way.
 func (rs *reads) ask(c *consensus.Core) {
-	if rs.number != 0 || len(rs.fresh) == 0 {
+	if rs.number != 0 || len(rs.fresh) == 0 || c.Leader() == raft.None {
 		return
 	}
 	rs.asked, rs.fresh = rs.fresh, nil
@@ -51,14 +53,22 @@ func (rs *reads) answered(a consensus.ReadIndexAnswer) {
 }
 
 // giveUp ends a request that was not answered in time, and reports whether there was one.
-// Its reads are asked for again: the leader may have changed, or there was none.
 func (rs *reads) giveUp(now time.Time) bool {
 	if rs.number == 0 || now.Sub(rs.at) <= readRetry {
 		return false
 	}
+	rs.again()
+	return true
+}
+
+// again ends the request under way, whose leader may not answer it any more, so that its
+// reads are asked for once more.
+func (rs *reads) again() {
+	if rs.number == 0 {
+		return
+	}
 	rs.fresh = append(rs.asked, rs.fresh...)
 	rs.number, rs.asked = 0, nil
-	return true
 }
 
 // finish lets the reads go whose index is applied.

@@ -35,16 +35,11 @@ const (
 // before the request is in the log, so that a refused one leaves no trace. room is how
 // much of the log the request may share with those that wait already, in bytes.
 func (n *Node) admit(field wire.Field, body []byte) (room int64, err error) {
-	room = math.MaxInt64
-	if n.logFull.Load() {
-		room = n.wal.Room()
-		if growing(field) {
-			room -= roomForDeletes
-		}
-	}
+	room = n.room()
 	if !growing(field) {
 		return room, nil
 	}
+	room -= roomForDeletes
 	if n.store.Stalled() != nil && n.store.TailBytes() > stalledTailMax {
 		return 0, kv.ErrNoSpace
 	}
@@ -56,6 +51,14 @@ func (n *Node) admit(field wire.Field, body []byte) (room int64, err error) {
 		}
 	}
 	return room, nil
+}
+
+// room is how many bytes the log surely takes.
+func (n *Node) room() int64 {
+	if !n.logFull.Load() {
+		return math.MaxInt64
+	}
+	return n.wal.Room()
 }
 
 // growing reports whether a request may make the store larger.

@@ -13,10 +13,10 @@ import (
 	"quorate/internal/consensus"
 	"quorate/internal/fsm"
 	"quorate/internal/kv"
-	"quorate/internal/lease"
 	"quorate/internal/membership"
 	"quorate/internal/mvcc"
 	"quorate/internal/snapshot"
+	"quorate/internal/vfs"
 	"quorate/internal/wal"
 	"quorate/internal/watch"
 	"quorate/internal/wire"
@@ -32,10 +32,10 @@ var (
 	// somebody has put under them.
 	ErrAuth = errors.New("authentication is enabled in this data directory, which this version does not support: " +
 		"disable it with etcd (etcdctl auth disable) before starting quorate on it")
-	// ErrNotAlone: this version runs clusters of one member.
-	ErrNotAlone = errors.New("this version runs clusters of one member")
 	// ErrMismatch: the log and the file are not of one history.
 	ErrMismatch = errors.New("the log and the database file do not belong together")
+	// ErrRemoved: the member must not run any more.
+	ErrRemoved = errors.New("the member has been permanently removed from the cluster")
 )
 
 // memberDir, snapDir, walDir and dbPath are where etcd keeps them.
@@ -48,20 +48,50 @@ func (c *Config) walDir() string {
 
 // Start opens or creates the member's data and starts its goroutines. It returns before
 // the member is ready to serve; Ready tells when.
-func Start(cfg Config) (_ *Node, err error) {
+func Start(cfg Config) (*Node, error) {
+	n, err := build(cfg)
+	if err != nil {
+		return nil, err
+	}
+	go n.writeLog()
+	go n.apply()
+	go n.loop()
+	go n.keep()
+	return n, nil
+}
+
+// Open is Start without the goroutines of loop, log writer and applier: whoever calls it
+// has to call Tick, StepLoop, StepLog and StepApply, one at a time, in any order.
+func Open(cfg Config) (*Node, error) {
+	n, err := build(cfg)
+	if err != nil {
+		return nil, err
+	}
+	close(n.loopDone)
+	close(n.appendDone)
+	close(n.applyDone)
+	go n.keep()
+	return n, nil
+}
+
+// build makes a Node of what its data directory holds.
+func build(cfg Config) (*Node, error) {
+	if cfg.FS == nil {
+		cfg.FS = vfs.OS()
+	}
 	n := &Node{
-		cfg: cfg, log: cfg.Logger, met: cfg.Metrics,
-		inbox: newMailbox[arrival](), appends: newMailbox[logWork](), applies: newMailbox[*raftpb.Message](),
+		cfg: cfg, log: cfg.Logger, met: cfg.Metrics, network: cfg.Network, peers: cfg.Peers,
+		inbox: newMailbox[arrival](), appends: newMailbox[logWork](), applies: newMailbox[applyWork](),
 		leasesLoaded: make(chan struct{}),
 		lifecycle:    newLifecycle(),
 	}
 	n.proposals.waiting = make(map[uint64]*proposal)
+	n.loopState.connected = make(map[membership.ID]bool)
 	n.meter = newMeter(cfg.Metrics)
 	if err := n.open(); err != nil {
 		n.cancel()
 		return nil, err
 	}
-	n.proposals.lastID.Store(firstID(n.id, time.Now()))
 	n.measure()
 	n.showAlarms()
 	n.hub = watch.New(watch.Options{
@@ -73,10 +103,12 @@ func Start(cfg Config) (_ *Node, err error) {
 		ProgressInterval: cfg.ProgressInterval,
 		FragmentBytes:    cfg.FragmentBytes,
 	})
-	go n.writeLog()
-	go n.apply()
-	go n.loop()
-	go n.keep()
+	n.network.Open(membership.ID(n.id), membership.ID(n.clusterID), peerHandler{n})
+	for _, m := range append(n.cluster.State().Members, n.remotes...) {
+		if uint64(m.ID) != n.id {
+			n.network.Add(m.ID, m.PeerURLs)
+		}
+	}
 	return n, nil
 }
 
@@ -87,25 +119,24 @@ func (n *Node) open() (err error) {
 	if err := os.MkdirAll(cfg.snapDir(), 0o700); err != nil {
 		return fmt.Errorf("create data directory: %w", err)
 	}
-	if err := snapshot.Clean(realFS, cfg.snapDir()); err != nil {
+	if err := snapshot.Clean(cfg.FS, cfg.snapDir()); err != nil {
 		return fmt.Errorf("remove what a crash left unfinished: %w", err)
 	}
-	walOptions := wal.Options{FS: realFS, NoSync: cfg.NoSync, OnSync: n.met.WALSyncSeconds.Observe, OnWrite: n.meter.wrote, OnFull: n.onLogFull}
-	exists, err := wal.Exists(realFS, cfg.walDir())
+	walOptions := wal.Options{FS: cfg.FS, NoSync: cfg.NoSync, OnSync: n.met.WALSyncSeconds.Observe, OnWrite: n.meter.wrote, OnFull: n.onLogFull}
+	exists, err := wal.Exists(cfg.FS, cfg.walDir())
 	if err != nil {
 		return fmt.Errorf("look for a log in %s: %w", cfg.walDir(), err)
 	}
 	_, dbErr := os.Stat(cfg.dbPath())
 
 	var leased []leasedKey
+	onLeased := func(id kv.LeaseID, key []byte) { leased = append(leased, leasedKey{id, key}) }
 	if n.store, err = mvcc.Open(cfg.dbPath(), mvcc.Options{
-		OnLeasedKey: func(id kv.LeaseID, key []byte) {
-			leased = append(leased, leasedKey{id, key})
-		},
-		OnFlush:   n.onFlush,
-		OnFailure: func(err error) { n.fail(fmt.Errorf("write database file: %w", err)) },
-		NoSync:    cfg.NoSync,
-		Meters:    n.meter.store(),
+		OnLeasedKey: onLeased,
+		OnFlush:     n.onFlush,
+		OnFailure:   func(err error) { n.fail(fmt.Errorf("write database file: %w", err)) },
+		NoSync:      cfg.NoSync,
+		Meters:      n.meter.store(),
 	}); err != nil {
 		return err
 	}
@@ -114,9 +145,6 @@ func (n *Node) open() (err error) {
 			err = errors.Join(err, n.store.Close())
 		}
 	}()
-	if err := n.load(); err != nil {
-		return err
-	}
 
 	var found *wal.Recovered
 	applied, _ := n.store.Applied()
@@ -140,9 +168,23 @@ func (n *Node) open() (err error) {
 			err = errors.Join(err, n.wal.Close())
 		}
 	}()
-	if dbErr != nil && found.Snapshot.Index > 0 {
+	switch _, err := os.Stat(cfg.receivedPath(found.Snapshot.Index)); {
+	case applied >= found.Snapshot.Index:
+	case err == nil:
+		// A crash came between the mark of a received snapshot and its installation.
+		leased = nil
+		if err := n.store.Replace(cfg.receivedPath(found.Snapshot.Index), onLeased); err != nil {
+			return fmt.Errorf("install the snapshot of entry %d: %w", found.Snapshot.Index, err)
+		}
+	case dbErr != nil:
 		return fmt.Errorf("%w: %s is missing, and %s only goes back to entry %d; restore the file or start with an empty data directory",
 			ErrMismatch, cfg.dbPath(), cfg.walDir(), found.Snapshot.Index)
+	}
+	if err := n.removeReceived(); err != nil {
+		return fmt.Errorf("remove what a crash left unfinished: %w", err)
+	}
+	if err := n.load(); err != nil {
+		return err
 	}
 	if err := n.startCore(found); err != nil {
 		return err
@@ -164,9 +206,7 @@ func (n *Node) load() error {
 	if n.alarms, err = fsm.LoadAlarms(n.store); err != nil {
 		return fmt.Errorf("%s: %w", n.cfg.dbPath(), err)
 	}
-	// The least time that a lease can be kept for: an election and a half.
-	minTTL := (3*n.cfg.electionTimeout()/2 + time.Second - 1) / time.Second
-	n.leases = lease.New(int64(minTTL))
+	n.leases.Store(n.newLessor())
 	n.machine = fsm.New(n.store, n.Leases, n.cluster, n.alarms)
 	return nil
 }
@@ -191,24 +231,6 @@ func (n *Node) founders() ([]membership.Member, error) {
 		return nil, err
 	}
 	return ic.Members(n.cfg.InitialClusterToken)
-}
-
-// found is the beginning of a new cluster, as the flags describe it: a log without
-// entries.
-func (n *Node) found() (*wal.Recovered, error) {
-	members, err := n.founders()
-	switch {
-	case err != nil:
-		return nil, err
-	case !n.cfg.NewCluster:
-		return nil, fmt.Errorf("%w: --initial-cluster-state=existing asks to join a running cluster", ErrNotAlone)
-	case len(members) > 1:
-		return nil, fmt.Errorf("%w: --initial-cluster names %d", ErrNotAlone, len(members))
-	}
-	n.log.Info("founding a new cluster", "member", members[0].ID.String(), "cluster", membership.ClusterID(members).String())
-	return &wal.Recovered{Metadata: wal.Metadata{
-		NodeID: uint64(members[0].ID), ClusterID: uint64(membership.ClusterID(members)),
-	}}, nil
 }
 
 // startCore starts Raft where log and store leave off.
@@ -238,11 +260,11 @@ func (n *Node) startCore(found *wal.Recovered) error {
 	}
 	// An applied entry was committed, whether or not the commit index was written since.
 	hard.Commit = new(max(hard.GetCommit(), applied, found.Snapshot.Index))
-	conf := fsm.ConfState(n.cluster.State())
-	if others := slices.DeleteFunc(slices.Concat(conf.Voters, conf.Learners), func(id uint64) bool { return id == n.id }); len(others) > 0 && !n.cfg.ForceNewCluster {
-		return fmt.Errorf("%w: %s belongs to one of %d; remove the others first, or start with --force-new-cluster to go on without them",
-			ErrNotAlone, n.cfg.DataDir, len(others)+1)
+	state := n.cluster.State()
+	if state.IsRemoved(membership.ID(n.id)) {
+		return fmt.Errorf("%w: delete %s and add the member anew to let it join again", ErrRemoved, n.cfg.DataDir)
 	}
+	conf := fsm.ConfState(state)
 	log := consensus.NewLog(found.Snapshot.Index, found.Snapshot.Term, hard, conf)
 	log.Append(found.Entries)
 
@@ -253,19 +275,21 @@ func (n *Node) startCore(found *wal.Recovered) error {
 		HeartbeatTicks: 1,
 		PreVote:        n.cfg.PreVote,
 		Applied:        applied,
+		Incarnation:    firstID(n.id, time.Now()),
 		Logger:         raftLogger{n.log},
-		KeepEntries:    keepEntries,
+		KeepEntries:    n.cfg.CatchUpEntries,
 		KeepBytes:      keepBytes,
 	}, log)
 	if err != nil {
 		return err
 	}
 	n.hard = proto.Clone(hard).(*raftpb.HardState)
-	n.lastMark = found.Snapshot.Index
+	n.proposals.lastID.Store(firstID(n.id, time.Now()))
+	n.lastMark.Store(found.Snapshot.Index)
 	if v := n.cluster.State().Version; applied > 0 {
 		fsm.KeepStorageVersion(n.store, v)
 	}
-	if last == 0 {
+	if last == 0 && n.remotes == nil && n.cfg.NewCluster {
 		return n.bootstrap()
 	}
 	n.log.Info("continuing", "member", membership.ID(n.id).String(), "cluster", membership.ID(n.clusterID).String(),
@@ -273,11 +297,8 @@ func (n *Node) startCore(found *wal.Recovered) error {
 	return nil
 }
 
-const (
-	// keepEntries and keepBytes bound what is kept in memory of the applied log.
-	keepEntries = 5000
-	keepBytes   = 16 << 20
-)
+// keepBytes bounds what is kept in memory of the applied log, beside CatchUpEntries.
+const keepBytes = 64 << 20
 
 // bootstrap puts the founders into the log.
 func (n *Node) bootstrap() error {
@@ -307,23 +328,9 @@ type leasedKey struct {
 // leasesLoaded, and so nothing changes the bucket before it is read. As the applier may
 // wait in the middle of a Tx, nothing here may wait for the store.
 func (n *Node) loadLeases(bucket *mvcc.Bucket, keys []leasedKey) {
-	err := bucket.Each(func(_, value []byte) error {
-		id, ttl, remaining, err := fsm.ReadLease(value)
-		if err != nil {
-			return err
-		}
-		n.leases.Restore(id, ttl, remaining)
-		return nil
-	})
-	if err != nil {
+	if err := restoreLeases(n.lessor(), bucket, keys); err != nil {
 		n.fail(fmt.Errorf("%s: %w", n.cfg.dbPath(), err))
 		return
-	}
-	for _, k := range keys {
-		// A key may outlive its lease where an older version of etcd lost track of it.
-		if n.leases.Exists(k.id) {
-			n.leases.Attach(k.id, k.key)
-		}
 	}
 	close(n.leasesLoaded)
 }

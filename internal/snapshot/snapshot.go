@@ -150,7 +150,8 @@ func deleteOld(fsys vfs.FS, dir string) error {
 }
 
 // Clean removes what a crash left unfinished in dir: .snap files that were being written,
-// and databases that were being defragmented or received.
+// and databases that were being defragmented or received. Whole databases that were
+// received (.snap.db) stay.
 func Clean(fsys vfs.FS, dir string) error {
 	names, err := fsys.List(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -161,7 +162,7 @@ func Clean(fsys vfs.FS, dir string) error {
 	}
 	for _, name := range names {
 		if strings.HasPrefix(name, "db.tmp") || strings.HasPrefix(name, "tmp") ||
-			strings.HasSuffix(name, suffix+".tmp") || strings.HasSuffix(name, suffix+".db") {
+			strings.HasSuffix(name, suffix+".tmp") {
 			if err := fsys.Remove(filepath.Join(dir, name)); err != nil {
 				return fmt.Errorf("remove leftover: %w", err)
 			}

@@ -85,7 +85,7 @@ func TestSaveReadListClean(t *testing.T) {
 		t.Fatal(err)
 	}
 	names, err := fsys.List(dir)
-	if err != nil || len(names) != 7 || names[5] != "db" || names[6] != "other" {
+	if err != nil || len(names) != 8 || names[5] != "0000000000000010.snap.db" || names[6] != "db" || names[7] != "other" {
 		t.Error(names, err)
 	}
 	if err := Clean(fsys, filepath.Join(dir, "missing")); err != nil {

@@ -71,7 +71,7 @@ func BenchmarkOpen(b *testing.B) {
 			b.Fatal(err)
 		}
 		if i%10_000 == 1 && i > 100_000 {
-			if err := l.SaveSnapshot(Snapshot{Index: i - 1, Term: 1, ConfState: &raftpb.ConfState{Voters: []uint64{1}}}); err != nil {
+			if err := l.SaveSnapshot(Snapshot{Index: i - 1, Term: 1, ConfState: &raftpb.ConfState{Voters: []uint64{1}}}, nil); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -230,7 +230,7 @@ func (c *crashTest) run(seed uint64) {
 		c.doing = s
 		c.mu.Unlock()
 		if s.mark > 0 {
-			err = l.SaveSnapshot(Snapshot{Index: s.mark, Term: c.done.entries[s.mark-1].GetTerm(), ConfState: &raftpb.ConfState{Voters: []uint64{1}}})
+			err = l.SaveSnapshot(Snapshot{Index: s.mark, Term: c.done.entries[s.mark-1].GetTerm(), ConfState: &raftpb.ConfState{Voters: []uint64{1}}}, nil)
 		} else {
 			var hs *raftpb.HardState
 			if s.hard != nil {

@@ -156,7 +156,7 @@ func TestFailuresAreFinal(t *testing.T) {
 					t.Errorf("after %v: %v", err, again)
 				}
 			}
-			if again := l.SaveSnapshot(Snapshot{Index: 1, Term: 1, ConfState: &raftpb.ConfState{}}); again != err {
+			if again := l.SaveSnapshot(Snapshot{Index: 1, Term: 1, ConfState: &raftpb.ConfState{}}, nil); again != err {
 				t.Errorf("after %v: %v", err, again)
 			}
 			if err := l.Close(); err != nil {
@@ -212,7 +212,7 @@ func TestConcurrentUse(t *testing.T) {
 			t.Fatal(err)
 		}
 		if i%100 == 0 {
-			if err := l.SaveSnapshot(Snapshot{Index: i - 1, Term: 1, ConfState: &raftpb.ConfState{Voters: []uint64{1}}}); err != nil {
+			if err := l.SaveSnapshot(Snapshot{Index: i - 1, Term: 1, ConfState: &raftpb.ConfState{Voters: []uint64{1}}}, nil); err != nil {
 				t.Fatal(err)
 			}
 			mark.Store(i - 1)

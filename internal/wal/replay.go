@@ -108,8 +108,16 @@ func (p *replay) advance() {
 	p.marks = slices.Delete(p.marks, 0, i-1)
 	if n := len(p.entries); n > 0 && p.safe.Index >= p.base {
 		drop := min(uint64(n), p.safe.Index-p.base+1)
+		if p.entries[drop-1].GetTerm() != p.safe.Term {
+			// A leader's snapshot has taken the place of entries that were never
+			// committed, and of all that followed them.
+			drop, p.last = uint64(n), p.safe.Index
+		}
 		p.entries = p.entries[drop:]
 		p.base += drop
+	}
+	if len(p.entries) == 0 {
+		p.term = p.safe.Term // what comes next follows the mark, not what it replaced
 	}
 }
 

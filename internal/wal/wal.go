@@ -332,8 +332,9 @@ func fits(entries []*raftpb.Entry) int {
 
 // SaveSnapshot marks that entries up to s.Index are no longer needed for recovery, and
 // returns once the mark is on disk. If s comes from another member, the mark must be
-// saved before the store that holds the state takes the place of the old one.
-func (l *Log) SaveSnapshot(s Snapshot) error {
+// saved before the store that holds the state takes the place of the old one; hs then says
+// that s is committed, and is written in one step with the mark. Else hs is nil.
+func (l *Log) SaveSnapshot(s Snapshot, hs *raftpb.HardState) error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	if s.ConfState == nil && s.Index > 0 {
@@ -342,6 +343,9 @@ func (l *Log) SaveSnapshot(s Snapshot) error {
 	mark, err := appendSnapshot(nil, s)
 	if err != nil {
 		return err
+	}
+	if hs != nil {
+		l.state = stateOf(hs)
 	}
 	if err := l.write(nil, mark); err != nil {
 		return err

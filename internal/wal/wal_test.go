@@ -148,7 +148,7 @@ func TestSnapshotFromLeader(t *testing.T) {
 		t.Fatal(err)
 	}
 	mark := Snapshot{Index: 500, Term: 2, ConfState: &raftpb.ConfState{Voters: []uint64{1, 2}}}
-	if err := l.SaveSnapshot(mark); err != nil {
+	if err := l.SaveSnapshot(mark, nil); err != nil {
 		t.Fatal(err)
 	}
 	rec := reopen()

@@ -1,0 +1,395 @@
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"quorate/internal/kv"
+	"quorate/internal/membership"
+	"quorate/internal/wire"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
+)
+
+func newTestLogger(name string) *slog.Logger {
+	return slog.New(slog.NewTextHandler(os.Stderr, nil)).With("member", name)
+}
+
+// same waits until all members hold the same state, and compares it.
+func (c *cluster) same() {
+	c.t.Helper()
+	var rev int64
+	for _, n := range c.nodes {
+		if n != nil {
+			v := n.View()
+			rev = max(rev, v.Rev())
+			v.Release()
+		}
+	}
+	var want uint32
+	for i, n := range c.nodes {
+		if n == nil {
+			continue
+		}
+		eventually(c.t, fmt.Sprintf("revision %d on member %d", rev, i), func() bool {
+			v := n.View()
+			defer v.Release()
+			return v.Rev() >= rev
+		})
+		v := n.View()
+		sum, _, _, err := v.HashKV(rev)
+		v.Release()
+		if err != nil {
+			c.t.Fatal(err)
+		}
+		if want == 0 {
+			want = sum
+		}
+		if sum != want {
+			c.t.Errorf("member %d: hash %x at revision %d, others have %x", i, sum, rev, want)
+		}
+	}
+}
+
+func TestClusterAgrees(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	for i, n := range c.nodes {
+		put(t, n, fmt.Sprint("from", i), "x")
+	}
+	for i, n := range c.nodes {
+		for j := range c.nodes {
+			if err := n.ReadIndex(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if _, ok := get(t, n, fmt.Sprint("from", j)); !ok {
+				t.Errorf("member %d has no key of member %d after a linearizable read", i, j)
+			}
+		}
+	}
+	c.same()
+	if got := len(c.nodes[0].Members()); got != 3 {
+		t.Errorf("%d members", got)
+	}
+	eventually(t, "a cluster version", func() bool { return c.nodes[1].Status().ClusterVersion == "3.7.0" })
+}
+
+// writers put from every member that lives, in sequence, until stop is called, which
+// returns how many were acknowledged, and the longest gap between two.
+type writers struct {
+	wg   sync.WaitGroup
+	done chan struct{}
+	mu   sync.Mutex
+	puts map[string]bool
+	errs []error
+	gap  time.Duration
+}
+
+func (c *cluster) write(except ...int) *writers {
+	w := &writers{done: make(chan struct{}), puts: map[string]bool{}}
+	for i, n := range c.nodes {
+		skip := n == nil
+		for _, e := range except {
+			skip = skip || e == i
+		}
+		if skip {
+			continue
+		}
+		w.wg.Go(func() {
+			last := time.Now()
+			for k := 0; ; k++ {
+				select {
+				case <-w.done:
+					return
+				default:
+				}
+				key := fmt.Sprintf("%p/%d/%d", w, i, k)
+				body, _ := proto.Marshal(&pb.PutRequest{Key: []byte(key), Value: []byte(key)})
+				res, err := n.Propose(context.Background(), wire.FieldPut, body)
+				w.mu.Lock()
+				if err = errors.Join(err, res.Err); err != nil {
+					w.errs = append(w.errs, fmt.Errorf("%s: %w", key, err))
+				} else {
+					w.puts[key] = true
+				}
+				w.gap = max(w.gap, time.Since(last))
+				w.mu.Unlock()
+				last = time.Now()
+			}
+		})
+	}
+	return w
+}
+
+// stop ends the writers and checks that every put was applied exactly once.
+func (w *writers) stop(t *testing.T, n *Node) {
+	t.Helper()
+	close(w.done)
+	w.wg.Wait()
+	for _, err := range w.errs {
+		t.Errorf("a writer on a survivor got an error: %v", err)
+	}
+	if len(w.puts) == 0 {
+		t.Error("nothing was written")
+	}
+	if err := n.ReadIndex(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	v := n.View()
+	defer v.Release()
+	for key := range w.puts {
+		found := 0
+		_, err := v.Range(&kv.Range{Span: kv.Span{Key: []byte(key)}}, func(b []byte) {
+			item, err := wire.DecodeKeyValue(b)
+			if err != nil || item.Version != 1 {
+				t.Errorf("%s: version %d, %v: it was applied more than once", key, item.Version, err)
+			}
+			found++
+		})
+		if err != nil || found != 1 {
+			t.Fatalf("%s was acknowledged and is not there: %v", key, err)
+		}
+	}
+	t.Logf("%d puts, longest gap %v", len(w.puts), w.gap)
+}
+
+func TestDeadLeaderIsNotNoticed(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	for range 5 {
+		lead := c.leader()
+		w := c.write(lead)
+		time.Sleep(50 * time.Millisecond)
+		c.kill(membership.ID(c.nodes[lead].id))
+		time.Sleep(150 * time.Millisecond)
+		c.stop(lead)
+		w.stop(t, c.nodes[c.leader()])
+		c.start(lead)
+		c.awaitReady(lead)
+	}
+	c.same()
+}
+
+func TestCutOffLeaderIsNotNoticed(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	lead := c.leader()
+	id := membership.ID(c.nodes[lead].id)
+	w := c.write(lead)
+	time.Sleep(50 * time.Millisecond)
+	c.isolate(id, true)
+	time.Sleep(500 * time.Millisecond)
+	c.isolate(id, false)
+	time.Sleep(100 * time.Millisecond)
+	w.stop(t, c.nodes[c.leader()])
+	c.same()
+}
+
+func TestHandOverIsNotNoticed(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	w := c.write()
+	for range 10 {
+		time.Sleep(20 * time.Millisecond)
+		lead := c.leader()
+		c.nodes[lead].HandOver(t.Context())
+		if c.nodes[lead].leader.Load() == c.nodes[lead].id {
+			t.Error("leadership was not handed over")
+		}
+	}
+	w.stop(t, c.nodes[c.leader()])
+	c.same()
+}
+
+// Messages are lost at random; whoever waits is answered in the end, and once.
+func TestLossIsNotNoticed(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	count := 0
+	w := c.write()
+	c.mu.Lock()
+	c.drop = func(*raftpb.Message) bool {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		count++
+		return count%10 == 0
+	}
+	c.mu.Unlock()
+	time.Sleep(time.Second)
+	c.mu.Lock()
+	c.drop = nil
+	c.mu.Unlock()
+	w.stop(t, c.nodes[c.leader()])
+	c.same()
+}
+
+func TestRestartedMemberCatchesUp(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	f := c.follower()
+	c.stop(f)
+	for i := range 300 {
+		put(t, c.nodes[c.leader()], fmt.Sprint("k", i), "v")
+	}
+	c.start(f)
+	c.awaitReady(f)
+	c.same()
+}
+
+// A member that lacks more than the log of the others holds gets their database file.
+func TestLateMemberGetsASnapshot(t *testing.T) {
+	c := newCluster(t, 3, func(cfg *Config) { cfg.CatchUpEntries = 10; cfg.SnapshotCount = 50 })
+	f := c.follower()
+	c.stop(f)
+	lead := c.leader()
+	propose(t, c.nodes[lead], wire.FieldLeaseGrant, &pb.LeaseGrantRequest{ID: 7, TTL: 1000})
+	propose(t, c.nodes[lead], wire.FieldPut, &pb.PutRequest{Key: []byte("leased"), Lease: 7})
+	for i := range 300 {
+		put(t, c.nodes[lead], fmt.Sprint("k", i), "v")
+	}
+	c.start(f)
+	c.awaitReady(f)
+	c.same()
+	if !c.nodes[f].Leases().Exists(7) {
+		t.Error("the lease did not come with the snapshot")
+	}
+	// It goes on from there, and again after a restart.
+	put(t, c.nodes[f], "after", "x")
+	c.stop(f)
+	c.start(f)
+	c.awaitReady(f)
+	if _, ok := get(t, c.nodes[f], "after"); !ok {
+		t.Error("a write after the snapshot is gone")
+	}
+	c.same()
+}
+
+func TestMembersComeAndGo(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	ctx := t.Context()
+	for i := range 20 {
+		put(t, c.nodes[0], fmt.Sprint("k", i), "v")
+	}
+
+	// A learner joins, catches up, is promoted.
+	cfg := c.config(3)
+	added, all, err := c.nodes[c.follower()].AddMember(ctx, cfg.PeerURLs, true)
+	if err != nil || len(all) != 4 || !added.IsLearner {
+		t.Fatalf("add a learner: %v, %v, %v", added, all, err)
+	}
+	if _, _, err := c.nodes[0].AddMember(ctx, []string{"http://10.0.0.9:2380"}, true); !errors.Is(err, kv.ErrTooManyLearners) {
+		t.Errorf("a second learner: %v", err)
+	}
+	if _, err := c.nodes[0].PromoteMember(ctx, added.ID); !errors.Is(err, kv.ErrLearnerNotReady) {
+		t.Errorf("promote a learner that has not started: %v", err)
+	}
+	cfg.InitialCluster = c.cfgs[0].InitialCluster + ",m3=http://10.0.0.3:2380"
+	cfg.NewCluster = false
+	c.cfgs, c.nodes = append(c.cfgs, cfg), append(c.nodes, nil)
+	c.start(3)
+	c.awaitReady(3)
+	if !c.nodes[3].IsLearner() || c.nodes[3].id != added.ID {
+		t.Errorf("the new member is %x, learner %v", c.nodes[3].id, c.nodes[3].IsLearner())
+	}
+	eventually(t, "the learner to be promoted", func() bool {
+		_, err = c.nodes[c.follower()].PromoteMember(ctx, added.ID)
+		return err == nil
+	})
+	eventually(t, "it to be a voter", func() bool { return !c.nodes[3].IsLearner() })
+	c.same()
+
+	// The leader is removed; it stops, and the others go on.
+	lead := c.leader()
+	w := c.write(lead)
+	if _, err := c.nodes[c.follower()].RemoveMember(ctx, c.nodes[lead].id); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-c.nodes[lead].Failed():
+		if err := c.nodes[lead].Err(); !errors.Is(err, ErrRemoved) {
+			t.Errorf("the removed member failed with %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the removed member goes on")
+	}
+	c.stop(lead)
+	w.stop(t, c.nodes[c.leader()])
+	c.cfgs[lead].Network = c.to()
+	if _, err := Start(c.cfgs[lead]); !errors.Is(err, ErrRemoved) {
+		t.Errorf("the removed member starts again: %v", err)
+	}
+	c.same()
+}
+
+func TestLeaseOnAnyMember(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	f := c.nodes[c.follower()]
+	propose(t, f, wire.FieldLeaseGrant, &pb.LeaseGrantRequest{ID: 7, TTL: 60})
+	if ttl, err := f.RenewLease(t.Context(), 7); err != nil || ttl != 60 {
+		t.Errorf("renewed on a follower: %d, %v", ttl, err)
+	}
+	r, err := f.TimeToLive(t.Context(), 7, true)
+	if err != nil || r.GrantedTTL != 60 || r.TTL < 58 {
+		t.Errorf("time to live on a follower: %v, %v", r, err)
+	}
+	if _, err := f.RenewLease(t.Context(), 8); !errors.Is(err, kv.ErrLeaseNotFound) {
+		t.Errorf("renew a lease that does not exist: %v", err)
+	}
+	if r, err := f.TimeToLive(t.Context(), 8, false); err != nil || r.TTL != -1 {
+		t.Errorf("time to live of a lease that does not exist: %v, %v", r, err)
+	}
+}
+
+// A revocation that an old leader's clock asked for must not be carried out under another.
+func TestRevocationStaysInItsTerm(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	lead := c.leader()
+	old := c.nodes[lead]
+	propose(t, old, wire.FieldLeaseGrant, &pb.LeaseGrantRequest{ID: 7, TTL: 60})
+	term := old.Term()
+	body, err := proto.Marshal(&pb.LeaseRevokeRequest{ID: 7})
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.isolate(membership.ID(old.id), true)
+	result := make(chan error, 1)
+	go func() {
+		_, err := old.proposeIn(context.Background(), term, wire.FieldLeaseRevoke, body)
+		result <- err
+	}()
+	time.Sleep(300 * time.Millisecond)
+	put(t, c.nodes[c.leader()], "later", "x")
+	c.isolate(membership.ID(old.id), false)
+	if err := <-result; !errors.Is(err, kv.ErrLeaderChanged) {
+		t.Errorf("the old leader's revocation: %v", err)
+	}
+	c.same()
+	if !c.nodes[c.leader()].Leases().Exists(7) {
+		t.Error("the lease is gone")
+	}
+}
+
+func TestJoinIsChecked(t *testing.T) {
+	member := func(id membership.ID, urls ...string) membership.Member {
+		return membership.Member{ID: id, PeerURLs: urls}
+	}
+	self := member(1, "http://a:1")
+	for _, tc := range []struct {
+		name           string
+		named, running []membership.Member
+		id             membership.ID
+		err            string
+	}{
+		{"added", []membership.Member{self, member(2, "http://b:1")}, []membership.Member{member(11, "http://a:1"), member(12, "http://b:1")}, 11, ""},
+		{"count", []membership.Member{self}, []membership.Member{member(11, "http://a:1"), member(12, "http://b:1")}, 0, "member count is unequal"},
+		{"unknown", []membership.Member{self, member(2, "http://b:1")}, []membership.Member{member(11, "http://a:1"), member(12, "http://c:1")}, 0, "unmatched member"},
+	} {
+		id, err := matchMembers(self, tc.named, tc.running)
+		if id != tc.id || tc.err == "" != (err == nil) || err != nil && !strings.Contains(err.Error(), tc.err) {
+			t.Errorf("%s: %v, %v", tc.name, id, err)
+		}
+	}
+}

@@ -1,0 +1,270 @@
+package node
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"quorate/internal/fsm"
+	"quorate/internal/kv"
+	"quorate/internal/lease"
+	"quorate/internal/membership"
+	"quorate/internal/mvcc"
+	"quorate/internal/snapshot"
+
+	"go.etcd.io/raft/v3/raftpb"
+)
+
+// A member that lacks more than the log still holds receives the whole database file,
+// here called a snapshot:
+//
+//	leader                                  follower
+//	MsgSnap of core ─▶ store.Snapshot ─▶ network ─▶ file <index>.snap.db ─▶ MsgSnap to core
+//	                                                 ▼
+//	                     appended ◀─ install ◀─ mark in the log
+//
+// The mark is the moment at which the received file becomes the member's state: a start
+// that finds a mark beyond the store's last entry installs the file first.
+
+const receivedSuffix = ".snap.db"
+
+// receivedPath is where the file is kept that a snapshot at index came with, as in etcd.
+func (c *Config) receivedPath(index uint64) string {
+	return filepath.Join(c.snapDir(), fmt.Sprintf("%016x%s", index, receivedSuffix))
+}
+
+// errReceiving means that another snapshot is being received.
+var errReceiving = errors.New("a snapshot is being received already")
+
+// receiveSnapshot keeps the file that m, a MsgSnap, came with, and gives m to the loop
+// once it is on disk.
+func (n *Node) receiveSnapshot(m *raftpb.Message, db io.Reader, size int64) error {
+	if !n.receiving.TryLock() {
+		return errReceiving
+	}
+	defer n.receiving.Unlock()
+	begin := time.Now()
+	index := m.GetSnapshot().GetMetadata().GetIndex()
+	written, err := writeReceived(n.cfg.receivedPath(index), db, size)
+	if err != nil {
+		return fmt.Errorf("receive the snapshot of entry %d: %w", index, err)
+	}
+	n.log.Info("received a snapshot", "index", index, "from", membership.ID(m.GetFrom()).String(), "bytes", written, "took", time.Since(begin).String())
+	n.receive(m)
+	return nil
+}
+
+// writeReceived writes a file that is either whole, and on disk, or not there.
+func writeReceived(path string, from io.Reader, size int64) (written int64, err error) {
+	f, err := os.CreateTemp(filepath.Dir(path), "tmp*"+receivedSuffix)
+	if err != nil {
+		return 0, err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	written, err = io.Copy(f, from)
+	switch {
+	case err != nil:
+	case size >= 0 && written != size:
+		err = fmt.Errorf("it ended after %d of %d bytes", written, size)
+	default:
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err != nil {
+		return written, err
+	}
+	if err := os.Rename(f.Name(), path); err != nil {
+		return written, err
+	}
+	return written, syncDir(filepath.Dir(path))
+}
+
+func syncDir(name string) error {
+	d, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// removeReceived deletes received files. None is needed once the store holds what the
+// log's newest mark stands for.
+func (n *Node) removeReceived() error {
+	names, err := os.ReadDir(n.cfg.snapDir())
+	if err != nil {
+		return err
+	}
+	for _, e := range names {
+		if strings.HasSuffix(e.Name(), receivedSuffix) {
+			if err := os.Remove(filepath.Join(n.cfg.snapDir(), e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// install makes the state that m's snapshot came with the member's. The applier calls it
+// once the mark is in the log; everything before it is applied.
+func (n *Node) install(m *raftpb.Message) error {
+	meta := m.Snapshot.GetMetadata()
+	begin := time.Now()
+	var leased []leasedKey
+	err := n.store.Replace(n.cfg.receivedPath(meta.GetIndex()), func(id kv.LeaseID, key []byte) {
+		leased = append(leased, leasedKey{id, key})
+	})
+	if err != nil {
+		return fmt.Errorf("install the snapshot of entry %d: %w", meta.GetIndex(), err)
+	}
+	if err := n.reload(leased); err != nil {
+		return fmt.Errorf("install the snapshot of entry %d: %w", meta.GetIndex(), err)
+	}
+	n.memberAt.Store(meta.GetIndex())
+	n.lastMark.Store(meta.GetIndex())
+	// What was under way may be in the snapshot or not: nobody can know any more.
+	n.proposals.doubt(meta.GetTerm(), kv.ErrTimeout)
+	n.hub.Reload(n.store.Rev())
+	n.log.Info("installed a snapshot", "index", meta.GetIndex(), "term", meta.GetTerm(), "took", time.Since(begin).String())
+	if err := snapshot.Save(n.cfg.FS, n.cfg.snapDir(), meta.GetIndex(), meta.GetTerm(), meta.GetConfState(), n.cluster.State()); err != nil {
+		n.log.Warn("could not write the snapshot file", "index", meta.GetIndex(), "error", err)
+	}
+	n.inbox.put(arrival{appended: m})
+	return nil
+}
+
+// reload reads anew what the store keeps beside keys. leased are the keys on leases.
+func (n *Node) reload(leased []leasedKey) error {
+	if err := n.refuseAuth(); err != nil {
+		return err
+	}
+	if err := n.cluster.Reload(); err != nil {
+		return err
+	}
+	if err := n.alarms.Reload(n.store); err != nil {
+		return err
+	}
+	n.showAlarms()
+	// Whoever reads the old leases after the start must be done with them.
+	<-n.leasesLoaded
+	leases := n.newLessor()
+	if err := restoreLeases(leases, n.store.Bucket("lease"), leased); err != nil {
+		return err
+	}
+	n.leases.Store(leases)
+	return nil
+}
+
+// restoreLeases reads the lease bucket and hangs the keys on the leases.
+func restoreLeases(to *lease.Lessor, bucket *mvcc.Bucket, keys []leasedKey) error {
+	err := bucket.Each(func(_, value []byte) error {
+		id, ttl, remaining, err := fsm.ReadLease(value)
+		if err != nil {
+			return err
+		}
+		to.Restore(id, ttl, remaining)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, k := range keys {
+		// A key may outlive its lease where an older version of etcd lost track of it.
+		if to.Exists(k.id) {
+			to.Attach(k.id, k.key)
+		}
+	}
+	return nil
+}
+
+// sendSnapshot makes a snapshot of the store as it is now and sends it where m, a MsgSnap
+// of core, is to go. Writes go on meanwhile.
+func (n *Node) sendSnapshot(m *raftpb.Message) {
+	to := membership.ID(m.GetTo())
+	sn, err := n.store.Snapshot(n.ctx)
+	if err != nil {
+		n.snapshotSent(to, err)
+		return
+	}
+	full, err := describeSnapshot(m, sn)
+	if err != nil {
+		n.snapshotSent(to, errors.Join(err, sn.Close()))
+		return
+	}
+	n.log.Info("sending a snapshot", "to", to.String(), "index", full.Snapshot.GetMetadata().GetIndex(), "bytes", sn.Size)
+	n.network.SendSnapshot(full, &snapshotReader{sn: sn}, sn.Size)
+}
+
+// describeSnapshot is m with what sn holds: which entry it stands for, and the members.
+func describeSnapshot(m *raftpb.Message, sn *mvcc.Snapshot) (*raftpb.Message, error) {
+	index, term := sn.Applied()
+	conf := &raftpb.ConfState{}
+	err := sn.ReadBucket("meta", func(key, value []byte) error {
+		if string(key) == "confState" {
+			return json.Unmarshal(value, conf)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the configuration of a snapshot: %w", err)
+	}
+	state, err := membership.Read(sn)
+	if err != nil {
+		return nil, fmt.Errorf("read the members of a snapshot: %w", err)
+	}
+	return &raftpb.Message{
+		Type: m.Type, To: m.To, From: m.From, Term: m.Term,
+		Snapshot: &raftpb.Snapshot{
+			Data:     snapshot.V2Store(state),
+			Metadata: &raftpb.SnapshotMetadata{Index: &index, Term: &term, ConfState: conf},
+		},
+	}, nil
+}
+
+// snapshotReader reads a snapshot that is written into a pipe.
+type snapshotReader struct {
+	sn   *mvcc.Snapshot
+	pipe *io.PipeReader
+	done chan struct{}
+}
+
+func (r *snapshotReader) Read(b []byte) (int, error) {
+	if r.pipe == nil {
+		var w *io.PipeWriter
+		r.pipe, w = io.Pipe()
+		r.done = make(chan struct{})
+		go func() {
+			defer close(r.done)
+			_, err := r.sn.WriteTo(w)
+			w.CloseWithError(err) // nil: io.EOF
+		}()
+	}
+	return r.pipe.Read(b)
+}
+
+// Close ends the reading and lets go of the store's file.
+func (r *snapshotReader) Close() error {
+	if r.pipe != nil {
+		if err := r.pipe.Close(); err != nil {
+			return err
+		}
+		<-r.done
+	}
+	return r.sn.Close()
+}
+
+// snapshotSent tells the loop how sending a snapshot has ended.
+func (n *Node) snapshotSent(to membership.ID, err error) {
+	if err != nil && n.ctx.Err() == nil {
+		n.log.Warn("could not send a snapshot", "to", to.String(), "error", err)
+	}
+	n.inbox.put(arrival{call: func() { n.core.SnapshotSent(uint64(to), err == nil) }})
+}

@@ -1,0 +1,6 @@
+package peer
+
+import "errors"
+
+// ErrUnreachable means that a member did not answer.
+var ErrUnreachable = errors.New("member cannot be reached")
