@@ -82,6 +82,9 @@ func (v *View) kept(rev int64) []kv.Revision {
 
 // reborn is the puts of main revision rev that follow a deletion of their key in it.
 func (v *View) reborn(rev int64) []kv.Revision {
+	if rev <= 0 {
+		return nil // no such revision; a request may name it all the same
+	}
 	var reborn []kv.Revision
 	deleted := make(map[string]bool)
 	v.records(rev, rev, func(r kv.Record) bool {

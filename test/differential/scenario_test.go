@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net/http"
 	"slices"
@@ -594,5 +595,7 @@ func TestHashWhenAllIsDeletedAndOnePutAgain(t *testing.T) {
 			{Request: &pb.RequestOp_RequestTxn{RequestTxn: wipe}},
 			{Request: &pb.RequestOp_RequestPut{RequestPut: again}},
 		}}),
-		hash, put("a"), hash)
+		hash, put("a"), hash,
+		newCall(rpcHashKV, &pb.HashKVRequest{Revision: -1}),
+		newCall(rpcHashKV, &pb.HashKVRequest{Revision: math.MinInt64}))
 }
