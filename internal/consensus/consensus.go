@@ -11,6 +11,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 
 	"go.etcd.io/raft/v3"
@@ -128,15 +129,27 @@ func (c *Core) observe(rd *raft.Ready) {
 	}
 	switch {
 	case c.role != raft.StateLeader:
-		c.ledTerm, c.termStart, c.changes = 0, 0, nil
+		c.ledTerm, c.termStart, c.changes, c.changeIndex = 0, 0, nil, 0
 	case c.ledTerm != c.term:
-		c.ledTerm, c.termStart, c.changes = c.term, 0, nil
+		c.ledTerm, c.termStart, c.changes, c.changeIndex = c.term, 0, nil, 0
 		// A new leader's first entry in its term is an empty one of its own.
 		for _, e := range rd.Entries {
 			if e.GetTerm() == c.term {
 				c.termStart = e.GetIndex()
 				break
 			}
+		}
+	}
+}
+
+// findChange notes the index of the change of the membership that was appended last.
+func (c *Core) findChange(ents []*raftpb.Entry) {
+	if c.changeIndex != math.MaxUint64 {
+		return
+	}
+	for _, e := range ents {
+		if e.GetType() != raftpb.EntryNormal {
+			c.changeIndex = e.GetIndex()
 		}
 	}
 }
@@ -301,6 +314,7 @@ func (c *Core) Ready() (Ready, bool) {
 		out.Reads = append(out.Reads, ReadIndexAnswer{Number: binary.BigEndian.Uint64(rs.RequestCtx), Index: rs.Index})
 	}
 	c.observe(&rd)
+	c.findChange(rd.Entries)
 	return out, true
 }
 

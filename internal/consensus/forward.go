@@ -1,6 +1,7 @@
 package consensus
 
 import (
+	"math"
 	"slices"
 
 	"go.etcd.io/raft/v3"
@@ -134,6 +135,6 @@ func (c *Core) appendChange() {
 	if err := c.step(c.changes[:1]); err != nil {
 		return // it is tried again with the next tick
 	}
-	c.changeIndex = c.changes[0].GetIndex()
+	c.changeIndex = math.MaxUint64 // until the next Ready shows it
 	c.changes = c.changes[1:]
 }

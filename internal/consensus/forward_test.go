@@ -326,3 +326,30 @@ func fate(t *testing.T, seed uint64) {
 		}
 	}
 }
+
+// Raft replaces a change of the membership by nothing while another is under way; here it
+// waits.
+func TestChangesOfTheMembershipWaitForEachOther(t *testing.T) {
+	g := newGroup(t, 1, 2, 3)
+	g.cut = map[uint64]bool{7: true, 8: true, 9: true} // never started
+	g.elect(2)
+	change := func(id uint64) *raftpb.Entry {
+		data, err := proto.Marshal(&raftpb.ConfChange{Type: raftpb.ConfChangeAddLearnerNode.Enum(), NodeId: new(id)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return &raftpb.Entry{Type: raftpb.EntryConfChange.Enum(), Data: data}
+	}
+	if _, _, ok := g.cores[2].Propose([]*raftpb.Entry{change(7), {Data: []byte("a")}, change(8)}); !ok {
+		t.Fatal("not taken")
+	}
+	_, send, _ := g.cores[1].Propose([]*raftpb.Entry{change(9)})
+	g.inbox = append(g.inbox, send)
+	g.settle()
+	if got := g.cores[2].conf.Learners; !slices.Equal(got, []uint64{7, 8, 9}) {
+		t.Errorf("learners %v, want 7, 8 and 9", got)
+	}
+	if want := []string{"a"}; !slices.Equal(g.applied[2], want) {
+		t.Errorf("applied %q, want %q", g.applied[2], want)
+	}
+}

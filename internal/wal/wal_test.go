@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"quorate/internal/vfs"
@@ -171,6 +172,61 @@ func TestSnapshotFromLeader(t *testing.T) {
 	sameEntries(t, reopen().Entries, more)
 	if name := l.tail.name; name != segmentName(1, 501) {
 		t.Errorf("the segment after the mark is %s", name)
+	}
+}
+
+// The entries that a leader's snapshot replaces may be of later terms than what follows
+// the snapshot, and more of them than it stands for. None may come back.
+func TestSnapshotFromLeaderReplacesWhatWasNeverCommitted(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		old  []*raftpb.Entry
+	}{
+		{"shorter log of a later term", entries(1, 3, 9, 100)},
+		{"longer log of a later term", entries(1, 60, 9, 100)},
+		{"the same entry and more", slices.Concat(entries(1, 50, 2, 100), entries(51, 60, 2, 100))},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			opts := Options{FS: vfs.NewMem()}
+			if err := opts.FS.Mkdir("d"); err != nil {
+				t.Fatal(err)
+			}
+			l, err := Create("d/wal", testMetadata, opts)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := l.Append(tc.old, hard(9, 1, 0), true); err != nil {
+				t.Fatal(err)
+			}
+			mark := Snapshot{Index: 50, Term: 2, ConfState: &raftpb.ConfState{Voters: []uint64{1, 2}}}
+			if err := l.SaveSnapshot(mark, hard(10, 0, 50)); err != nil {
+				t.Fatal(err)
+			}
+			reopen := func() *Recovered {
+				if err := l.Close(); err != nil {
+					t.Fatal(err)
+				}
+				var rec *Recovered
+				if l, rec, err = Open("d/wal", 0, opts); err != nil {
+					t.Fatal(err)
+				}
+				return rec
+			}
+			rec := reopen()
+			if rec.Snapshot.Index != 50 || rec.HardState.GetCommit() != 50 {
+				t.Fatalf("recovered %+v", rec)
+			}
+			keep := tc.old[min(50, len(tc.old)):]
+			if len(keep) > 0 && keep[0].GetTerm() != 2 {
+				keep = nil
+			}
+			sameEntries(t, rec.Entries, keep)
+			more := entries(51, 52, 3, 100)
+			if err := l.Append(more, nil, true); err != nil {
+				t.Fatal(err)
+			}
+			sameEntries(t, reopen().Entries, more)
+		})
 	}
 }
 
