@@ -390,6 +390,9 @@ func (s *Store) Flush(ctx context.Context) error {
 
 // call runs fn in the flusher, between two writes.
 func (s *Store) call(ctx context.Context, fn func()) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
 	ran := make(chan struct{})
 	select {
 	case s.flusher.calls <- func() { fn(); close(ran) }:
