@@ -7,10 +7,8 @@
 // stand in its field's tag, once, and Collect turns them into Prometheus' form when
 // somebody asks.
 //
-// Left out of what etcd 3.7.1 exports: etcd_grpc_proxy_* (the proxy is another program)
-// and, as long as a member speaks to no peers, the families labelled by peer
-// (etcd_network_peer_*, active_peers, disconnected_peers_total, snapshot_send_*,
-// snapshot_receive_*), which etcd too exports only once it has a peer.
+// Left out of what etcd 3.7.1 exports is etcd_grpc_proxy_*: the proxy is another program.
+// Families labelled by peer show nothing until there is one, as in etcd.
 package metrics
 
 import (

@@ -35,7 +35,25 @@ var added = map[string]string{
 	"etcd_debugging_server_alarms":              "etcd shows it while an alarm is raised",
 	"etcd_network_server_stream_failures_total": "etcd shows it after the first broken stream",
 	"etcd_server_learner_promote_failures":      "etcd shows it after the first refused promotion",
+
+	"etcd_network_active_peers":                            shownWithPeers,
+	"etcd_network_disconnected_peers_total":                shownWithPeers,
+	"etcd_network_peer_received_bytes_total":               shownWithPeers,
+	"etcd_network_peer_received_failures_total":            shownWithPeers,
+	"etcd_network_peer_round_trip_time_seconds":            shownWithPeers,
+	"etcd_network_peer_sent_bytes_total":                   shownWithPeers,
+	"etcd_network_peer_sent_failures_total":                shownWithPeers,
+	"etcd_network_snapshot_receive_failures":               shownWithPeers,
+	"etcd_network_snapshot_receive_inflights_total":        shownWithPeers,
+	"etcd_network_snapshot_receive_success":                shownWithPeers,
+	"etcd_network_snapshot_receive_total_duration_seconds": shownWithPeers,
+	"etcd_network_snapshot_send_failures":                  shownWithPeers,
+	"etcd_network_snapshot_send_inflights_total":           shownWithPeers,
+	"etcd_network_snapshot_send_success":                   shownWithPeers,
+	"etcd_network_snapshot_send_total_duration_seconds":    shownWithPeers,
 }
+
+const shownWithPeers = "etcd shows it once there are peers; the golden member was alone"
 
 func TestFamiliesAreEtcds(t *testing.T) {
 	if *from != "" {
@@ -108,6 +126,20 @@ func touched() *Set {
 	s.StreamsFailed.With("receive", "watch").Inc()
 	s.HealthCheck.With("readyz", "serializable_read").Set(1)
 	s.HealthChecks.With("readyz", "serializable_read", "success").Inc()
+	const other = "91bc3c398fb3c146"
+	s.ActivePeers.With("8e9e05c52164694d", other).Set(1)
+	for _, c := range []*CounterVec{
+		&s.PeerSentBytes, &s.PeerReceivedBytes, &s.PeerSentFailures, &s.PeerReceivedFailures, &s.DisconnectedPeers,
+		&s.SnapshotSends, &s.SnapshotSendFailures, &s.SnapshotReceives, &s.SnapshotReceiveFailures,
+	} {
+		c.With(other).Inc()
+	}
+	for _, g := range []*GaugeVec{&s.SnapshotSendsInFlight, &s.SnapshotReceivesInFlight} {
+		g.With(other).Set(1)
+	}
+	for _, h := range []*HistogramVec{&s.PeerRTTSeconds, &s.SnapshotSendSeconds, &s.SnapshotReceiveSeconds} {
+		h.With(other).Observe(0.01)
+	}
 	s.GRPC.Method("etcdserverpb.KV", "Put", "unary").Handled(codes.OK, 0.01)
 	return s
 }

@@ -71,6 +71,23 @@ type Set struct {
 	HealthCheck         GaugeVec   `metric:"etcd_server_healthcheck" labels:"type,name" help:"Result of the last health check of each kind: 1 is good."`
 	HealthChecks        CounterVec `metric:"etcd_server_healthchecks_total" labels:"type,name,status" help:"Health checks of each kind, by result."`
 
+	// The peers. Each family has a child for every member that this one has met.
+	ActivePeers              GaugeVec     `metric:"etcd_network_active_peers" labels:"Local,Remote" help:"1 while there is a stream to or from the peer."`
+	DisconnectedPeers        CounterVec   `metric:"etcd_network_disconnected_peers_total" labels:"Local,Remote" help:"How often the last stream of the peer ended."`
+	PeerSentBytes            CounterVec   `metric:"etcd_network_peer_sent_bytes_total" labels:"To" help:"Bytes sent to peers."`
+	PeerReceivedBytes        CounterVec   `metric:"etcd_network_peer_received_bytes_total" labels:"From" help:"Bytes received from peers."`
+	PeerSentFailures         CounterVec   `metric:"etcd_network_peer_sent_failures_total" labels:"To" help:"Messages to peers that were dropped."`
+	PeerReceivedFailures     CounterVec   `metric:"etcd_network_peer_received_failures_total" labels:"From" help:"Messages from peers that were refused."`
+	PeerRTTSeconds           HistogramVec `metric:"etcd_network_peer_round_trip_time_seconds" labels:"To" buckets:"0.0001 16" help:"Round-trip times between peers."`
+	SnapshotSends            CounterVec   `metric:"etcd_network_snapshot_send_success" labels:"To" help:"Snapshots sent to peers."`
+	SnapshotSendsInFlight    GaugeVec     `metric:"etcd_network_snapshot_send_inflights_total" labels:"To" help:"Snapshots being sent to peers."`
+	SnapshotSendFailures     CounterVec   `metric:"etcd_network_snapshot_send_failures" labels:"To" help:"Snapshots that could not be sent to peers."`
+	SnapshotSendSeconds      HistogramVec `metric:"etcd_network_snapshot_send_total_duration_seconds" labels:"To" buckets:"0.1 10" help:"Time that sending snapshots to peers took."`
+	SnapshotReceives         CounterVec   `metric:"etcd_network_snapshot_receive_success" labels:"From" help:"Snapshots received from peers."`
+	SnapshotReceivesInFlight GaugeVec     `metric:"etcd_network_snapshot_receive_inflights_total" labels:"From" help:"Snapshots being received from peers."`
+	SnapshotReceiveFailures  CounterVec   `metric:"etcd_network_snapshot_receive_failures" labels:"From" help:"Snapshots that could not be received from peers."`
+	SnapshotReceiveSeconds   HistogramVec `metric:"etcd_network_snapshot_receive_total_duration_seconds" labels:"From" buckets:"0.1 10" help:"Time that receiving snapshots from peers took."`
+
 	// The log.
 	WALSyncSeconds  Histogram `metric:"etcd_disk_wal_fsync_duration_seconds" buckets:"0.001 14" help:"Time that syncs of the log took."`
 	WALWriteSeconds Histogram `metric:"etcd_disk_wal_write_duration_seconds" buckets:"0.001 14" help:"Time that writes to the log took."`

@@ -1,0 +1,280 @@
+package peer
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"quorate/internal/membership"
+)
+
+// dialer makes connections to the peer ports of other members.
+type dialer struct {
+	net     net.Dialer
+	timeout time.Duration // of the TLS handshake, too
+	tls     func() *tls.Config
+}
+
+func newDialer(localAddr string, timeout time.Duration, tls func() *tls.Config) dialer {
+	d := dialer{timeout: timeout, tls: tls}
+	d.net.Timeout = timeout
+	if ip := net.ParseIP(localAddr); ip != nil {
+		d.net.LocalAddr = &net.TCPAddr{IP: ip}
+	}
+	return d
+}
+
+// secure makes a connection with TLS.
+func (d *dialer) secure(ctx context.Context, network, address string) (net.Conn, error) {
+	raw, err := d.net.DialContext(ctx, network, address)
+	if err != nil {
+		return nil, err
+	}
+	var config *tls.Config
+	if d.tls != nil {
+		config = d.tls()
+	}
+	if config == nil {
+		config = new(tls.Config)
+	}
+	config = config.Clone()
+	config.NextProtos = []string{"http/1.1"}
+	if config.ServerName == "" {
+		host, _, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, errors.Join(err, raw.Close())
+		}
+		config.ServerName = host
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	defer cancel()
+	conn := tls.Client(raw, config)
+	if err := conn.HandshakeContext(ctx); err != nil {
+		return nil, errors.Join(err, raw.Close())
+	}
+	return conn, nil
+}
+
+// dial makes a connection to the host of u.
+func (d *dialer) dial(ctx context.Context, u *url.URL) (net.Conn, error) {
+	if u.Scheme == "https" {
+		return d.secure(ctx, "tcp", address(u))
+	}
+	return d.net.DialContext(ctx, "tcp", address(u))
+}
+
+func address(u *url.URL) string {
+	if u.Port() != "" {
+		return u.Host
+	}
+	return net.JoinHostPort(u.Hostname(), map[string]string{"http": "80", "https": "443"}[u.Scheme])
+}
+
+// idleMax is for how long a connection for single requests is kept without one. etcd's
+// members close theirs after 5 s.
+const idleMax = 4500 * time.Millisecond
+
+// transport makes single requests by connections of this dialer. A read or write may
+// make no progress for stall.
+func (d *dialer) transport(stall time.Duration) *http.Transport {
+	limit := func(dial func(context.Context, string, string) (net.Conn, error)) func(context.Context, string, string) (net.Conn, error) {
+		return func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := dial(ctx, network, address)
+			if err != nil {
+				return nil, err
+			}
+			return deadlineConn{Conn: conn, write: stall}, nil
+		}
+	}
+	return &http.Transport{
+		DialContext:         limit(d.net.DialContext),
+		DialTLSContext:      limit(d.secure),
+		IdleConnTimeout:     idleMax,
+		MaxIdleConnsPerHost: 2 * pipelineWorkers,
+		DisableCompression:  true,
+	}
+}
+
+// parseURLs reads the peer URLs of a member.
+func parseURLs(raw []string) ([]*url.URL, error) {
+	if len(raw) == 0 {
+		return nil, errors.New("peer: a member without peer URLs")
+	}
+	urls := make([]*url.URL, len(raw))
+	for i, s := range raw {
+		u, err := url.Parse(strings.TrimSpace(s))
+		if err != nil {
+			return nil, err
+		}
+		if u.Scheme != "http" && u.Scheme != "https" || u.Hostname() == "" {
+			return nil, fmt.Errorf("peer: URL %q is not of the form http(s)://host:port", s)
+		}
+		urls[i] = u
+	}
+	return urls, nil
+}
+
+func joinURLs(urls []string) string { return strings.Join(urls, ",") }
+
+// Waits between two tries to connect grow from backoffMin by half, up to backoffMax.
+const (
+	backoffMin = time.Millisecond
+	backoffMax = time.Second
+)
+
+// read keeps a stream of kind k from the member, and gives what comes to the Handler.
+func (r *remote) read(k kind) {
+	log := r.t.log.With("remote-peer-id", r.idStr, "stream", k.String())
+	backoff := backoffMin
+	var said string // the last trouble that was logged
+	for r.ctx.Err() == nil {
+		body, conn, err := r.dialStream(k)
+		if err == nil {
+			r.stood()
+			backoff, said = backoffMin, ""
+			log.Info("established a stream from a peer")
+			err = r.receive(k, body, conn)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				// Nothing that is written reaches a member that has nothing to say.
+				r.outboxes[k].breakOff(errSilent)
+			}
+			r.ended(err)
+			if r.ctx.Err() == nil {
+				log.Warn("lost a stream from a peer", "error", err)
+			}
+			continue // the first try is at once
+		}
+		if text := err.Error(); text != said && r.ctx.Err() == nil {
+			said = text
+			log.Warn("cannot make a stream from a peer", "error", err)
+		}
+		if errors.Is(err, errRemoved) {
+			r.t.h.Removed()
+		}
+		wait := backoff/2 + rand.N(backoff)
+		backoff = min(backoff+backoff/2+1, backoffMax)
+		select {
+		case <-time.After(min(wait, backoffMax)):
+		case <-r.kick[k]:
+			backoff = backoffMin
+		case <-r.ctx.Done():
+		}
+	}
+}
+
+// dialStream asks for a stream at each URL in turn.
+func (r *remote) dialStream(k kind) (body io.Reader, conn net.Conn, err error) {
+	refused := 0
+	urls := r.pick()
+	var last error
+	for _, u := range urls {
+		conn, err := r.t.dialer.dial(r.ctx, u)
+		if err == nil {
+			body, err := r.request(k, u, conn)
+			if err == nil {
+				return body, conn, nil
+			}
+			last = errors.Join(err, conn.Close())
+		} else {
+			last = err
+		}
+		if errors.Is(last, syscall.ECONNREFUSED) {
+			refused++
+		}
+		r.unreachable(u)
+		if r.ctx.Err() != nil {
+			return nil, nil, last
+		}
+	}
+	if refused == len(urls) {
+		r.refused()
+	}
+	return nil, nil, last
+}
+
+// request asks at the other end of conn for the stream of kind k, and returns what it
+// brings.
+func (r *remote) request(k kind, u *url.URL, conn net.Conn) (io.Reader, error) {
+	stop := context.AfterFunc(r.ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	target := &url.URL{Scheme: u.Scheme, Host: u.Host, Path: pathStream + k.path() + "/" + r.t.self.String()}
+	req, err := http.NewRequestWithContext(r.ctx, http.MethodGet, target.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	r.t.setHeaders(req.Header)
+	req.Header.Set(headerTo, r.idStr)
+	limited := deadlineConn{Conn: conn, read: r.t.o.ReadTimeout, write: r.t.o.ReadTimeout}
+	if err := req.Write(limited); err != nil {
+		return nil, fmt.Errorf("ask for a stream: %w", err)
+	}
+	resp, err := http.ReadResponse(bufio.NewReader(limited), req)
+	if err != nil {
+		return nil, fmt.Errorf("ask for a stream: %w", err)
+	}
+	if resp.StatusCode == http.StatusOK {
+		r.quorate.Store(resp.Header.Get(headerQuorate) != "")
+		return resp.Body, nil
+	}
+	return nil, refusal(resp)
+}
+
+// refusal is what an answer to a stream, a message or a snapshot means that is not
+// success.
+func refusal(resp *http.Response) error {
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+	if err != nil {
+		return fmt.Errorf("read the answer %q: %w", resp.Status, err)
+	}
+	body := strings.TrimSpace(string(text))
+	switch {
+	case resp.StatusCode == http.StatusGone,
+		resp.StatusCode == http.StatusForbidden && strings.Contains(body, textRemoved):
+		return errRemoved
+	case resp.StatusCode == http.StatusPreconditionFailed && body == errClusterMismatch.Error():
+		return fmt.Errorf("%w: it is of cluster %s", errClusterMismatch, resp.Header.Get(headerCluster))
+	case resp.StatusCode == http.StatusPreconditionFailed && body == errIncompatible.Error():
+		return fmt.Errorf("%w: it is %s", errIncompatible, resp.Header.Get(headerVersion))
+	}
+	return fmt.Errorf("peer: the answer is %q: %s", resp.Status, body)
+}
+
+// receive reads messages until the stream ends, and returns why.
+func (r *remote) receive(k kind, body io.Reader, conn net.Conn) (err error) {
+	stop := context.AfterFunc(r.ctx, func() { conn.Close() })
+	defer func() {
+		if stop() {
+			if closing := conn.Close(); closing != nil {
+				err = errors.Join(err, closing)
+			}
+		}
+	}()
+	d := decoder{r: bufio.NewReaderSize(body, 64<<10), kind: k, local: r.t.self, remote: r.id}
+	for {
+		m, n, err := d.next()
+		if err != nil {
+			return err
+		}
+		r.count.receivedBytes.Add(uint64(n))
+		if m == nil {
+			continue
+		}
+		if err := r.t.acceptable(m); err != nil {
+			r.count.receivedFailed.Inc()
+			r.t.log.Debug("refused a message", "type", m.GetType().String(), "from", membership.ID(m.GetFrom()).String(), "error", err)
+			continue
+		}
+		r.t.h.Receive(m)
+	}
+}
