@@ -9,13 +9,10 @@ import (
 	"context"
 	"flag"
 	"fmt"
-	"io"
 	"log"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -35,36 +32,27 @@ var (
 	only   = flag.String("only", "rates,large", "which parts: rates, large")
 )
 
-// sample is one figure of one run.
-type sample map[string]float64
-
-// row is one line of the table.
-type row struct {
-	name, unit string
-	goal       string
-}
-
-var rows = []row{
-	{"put: server CPU", "µs", "≤ 0.60"},
-	{"put: rate", "1/s", "≥ 1"},
-	{"put, one client: p50", "ms", "< 1"},
-	{"linearizable get: server CPU", "µs", "≤ 0.60"},
-	{"linearizable get: rate", "1/s", "≥ 1"},
-	{"list of 10,000 keys: rate", "keys/s", "≥ 2"},
-	{"list of 10,000 keys: server CPU", "µs/key", ""},
-	{"large store: list of 500 and the count", "ms", "≤ 0.10"},
-	{"large store: anonymous memory", "MB", "≤ 0.40"},
-	{"large store: resident memory", "MB", ""},
-	{"large store: start to first read", "s", "≤ 0.25"},
-	{"large store: writer's longest gap, nothing else going on", "ms", ""},
-	{"large store: writer's longest gap, compaction", "ms", "≤ usual + 20"},
-	{"large store: writer's longest gap, defragmentation", "ms", "≤ usual + 20"},
+var rows = []harness.Row{
+	{Name: "put: server CPU", Unit: "µs", Goal: "≤ 0.60"},
+	{Name: "put: rate", Unit: "1/s", Goal: "≥ 1"},
+	{Name: "put, one client: p50", Unit: "ms", Goal: "< 1"},
+	{Name: "linearizable get: server CPU", Unit: "µs", Goal: "≤ 0.60"},
+	{Name: "linearizable get: rate", Unit: "1/s", Goal: "≥ 1"},
+	{Name: "list of 10,000 keys: rate", Unit: "keys/s", Goal: "≥ 2"},
+	{Name: "list of 10,000 keys: server CPU", Unit: "µs/key"},
+	{Name: "large store: list of 500 and the count", Unit: "ms", Goal: "≤ 0.10"},
+	{Name: "large store: anonymous memory", Unit: "MB", Goal: "≤ 0.40"},
+	{Name: "large store: resident memory", Unit: "MB"},
+	{Name: "large store: start to first read", Unit: "s", Goal: "≤ 0.25"},
+	{Name: "large store: writer's longest gap, nothing else going on", Unit: "ms"},
+	{Name: "large store: writer's longest gap, compaction", Unit: "ms", Goal: "≤ usual + 20"},
+	{Name: "large store: writer's longest gap, defragmentation", Unit: "ms", Goal: "≤ usual + 20"},
 }
 
 func main() {
 	flag.Parse()
 	log.SetFlags(log.Ltime)
-	samples := map[harness.Kind][]sample{}
+	samples := map[harness.Kind][]harness.Sample{}
 	for r := range *rounds {
 		for _, k := range []harness.Kind{harness.Etcd, harness.Quorate} {
 			s, err := measure(k)
@@ -75,47 +63,14 @@ func main() {
 			samples[k] = append(samples[k], s)
 		}
 	}
-	fmt.Println("| what | etcd 3.7.1 | quorate | ratio | goal |\n| --- | --- | --- | --- | --- |")
-	for _, r := range rows {
-		e, ok := median(samples[harness.Etcd], r.name)
-		q, _ := median(samples[harness.Quorate], r.name)
-		if !ok {
-			continue
-		}
-		fmt.Printf("| %s (%s) | %s | %s | %.2f | %s |\n", r.name, r.unit, figure(e), figure(q), q/e, r.goal)
-	}
-}
-
-func median(samples []sample, name string) (float64, bool) {
-	var v []float64
-	for _, s := range samples {
-		if x, ok := s[name]; ok {
-			v = append(v, x)
-		}
-	}
-	if len(v) == 0 {
-		return 0, false
-	}
-	slices.Sort(v)
-	return v[len(v)/2], true
-}
-
-// figure is three significant digits.
-func figure(v float64) string {
-	switch {
-	case v >= 100:
-		return strconv.FormatFloat(v, 'f', 0, 64)
-	case v >= 10:
-		return strconv.FormatFloat(v, 'f', 1, 64)
-	}
-	return strconv.FormatFloat(v, 'f', 2, 64)
+	harness.Table(os.Stdout, rows, samples)
 }
 
 var parts = map[string]func(*bench) error{"rates": (*bench).rates, "large": (*bench).large}
 
 // measure runs the parts against a fresh server of one kind.
-func measure(k harness.Kind) (sample, error) {
-	s := sample{}
+func measure(k harness.Kind) (harness.Sample, error) {
+	s := harness.Sample{}
 	for _, part := range strings.Split(*only, ",") {
 		run, ok := parts[part]
 		if !ok {
@@ -150,7 +105,7 @@ type bench struct {
 	server *harness.Server
 	conn   *grpc.ClientConn
 	kv     pb.KVClient
-	out    sample
+	out    harness.Sample
 }
 
 func (b *bench) start() error {
@@ -173,46 +128,9 @@ func (b *bench) start() error {
 
 // ---- rates, with etcd's own benchmark tool ----
 
-var (
-	rateLine = regexp.MustCompile(`Requests/sec:\s+([\d.]+)`)
-	p50Line  = regexp.MustCompile(`50% in ([\d.]+) secs`)
-)
-
-// tool runs etcd's benchmark and returns its rate, p50 in seconds, and the server's CPU
-// seconds meanwhile.
+// tool runs etcd's benchmark against the server.
 func (b *bench) tool(args ...string) (rate, p50, cpu float64, err error) {
-	bin, err := harness.PeerPath("benchmark")
-	if err != nil {
-		return 0, 0, 0, err
-	}
-	before, err := harness.CPUSeconds(b.server.PID())
-	if err != nil {
-		return 0, 0, 0, err
-	}
-	cmd := exec.Command(bin, append([]string{"--endpoints", b.server.Addr, "--precise"}, args...)...)
-	cmd.Stderr = io.Discard
-	out, err := cmd.Output()
-	if err != nil {
-		return 0, 0, 0, fmt.Errorf("benchmark %v: %w", args, err)
-	}
-	after, err := harness.CPUSeconds(b.server.PID())
-	if err != nil {
-		return 0, 0, 0, err
-	}
-	find := func(re *regexp.Regexp) float64 {
-		m := re.FindSubmatch(out)
-		if m == nil {
-			err = fmt.Errorf("benchmark %v printed no %v:\n%s", args, re, out)
-			return 0
-		}
-		v, perr := strconv.ParseFloat(string(m[1]), 64)
-		if perr != nil {
-			err = perr
-		}
-		return v
-	}
-	rate, p50 = find(rateLine), find(p50Line)
-	return rate, p50, after - before, err
+	return harness.Benchmark(b.server.Addr, []int{b.server.PID()}, args...)
 }
 
 func (b *bench) rates() error {
