@@ -178,6 +178,8 @@ func BenchmarkRead(b *testing.B) {
 			run("limit=500", 500, kv.Range{Span: kv.Span{End: []byte{0}}, Limit: 500})
 			run("list=10000", 10_000, kv.Range{Span: kv.Span{End: []byte{0}}, Limit: 10_000})
 			run("keysonly=10000", 10_000, kv.Range{Span: kv.Span{End: []byte{0}}, Limit: 10_000, KeysOnly: true})
+			run("down/limit=1", 1, kv.Range{Span: kv.Span{End: []byte{0}}, Limit: 1, SortOrder: kv.SortDescend})
+			run("down/limit=500", 500, kv.Range{Span: kv.Span{End: []byte{0}}, Limit: 500, SortOrder: kv.SortDescend})
 			run("count", 1, kv.Range{Span: kv.Span{End: []byte{0}}, CountOnly: true})
 		})
 	}

@@ -28,6 +28,7 @@ type keys interface {
 	Count(span kv.Span) int64
 	Ascend(span kv.Span, fn func(index.Entry) bool)
 	Revisions(span kv.Span, rev int64, fn func(mod kv.Revision) bool)
+	RevisionsDown(span kv.Span, rev int64, fn func(mod kv.Revision) bool)
 }
 
 // lookup finds the records of a state. It must be ended with done.
@@ -99,7 +100,7 @@ func (st *state) readRange(r *kv.Range, emit func(keyValue []byte)) (Found, erro
 		emit(l.record(e.Mod).KV)
 		return Found{Count: 1}, nil
 	}
-	if r.Filtered() || r.SortTarget != kv.SortByKey || r.SortOrder == kv.SortDescend {
+	if r.Filtered() || r.SortTarget != kv.SortByKey {
 		return l.sorted(r, rev, emit), nil
 	}
 	return l.inOrder(r, rev, emit), nil
@@ -115,8 +116,8 @@ func (st *state) count(span kv.Span, rev int64) int64 {
 	return n
 }
 
-// inOrder is a Range in key order without filters: it touches no more keys than it emits
-// if rev is the newest revision.
+// inOrder is a Range in key order, up or down, without filters: it touches no more keys
+// than it emits if rev is the newest revision.
 func (l *lookup) inOrder(r *kv.Range, rev int64, emit func([]byte)) Found {
 	limit := r.Limit
 	if limit <= 0 {
@@ -124,13 +125,18 @@ func (l *lookup) inOrder(r *kv.Range, rev int64, emit func([]byte)) Found {
 	}
 	var n int64
 	live := rev == l.st.rev
-	l.st.keys.Revisions(r.Span, rev, func(mod kv.Revision) bool {
+	visit := func(mod kv.Revision) bool {
 		if n < limit {
 			emit(l.record(mod).KV)
 		}
 		n++
 		return !live || n < limit
-	})
+	}
+	if r.SortOrder == kv.SortDescend {
+		l.st.keys.RevisionsDown(r.Span, rev, visit)
+	} else {
+		l.st.keys.Revisions(r.Span, rev, visit)
+	}
 	count := n
 	if live && n == limit {
 		count = l.st.keys.Count(r.Span)

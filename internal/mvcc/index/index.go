@@ -173,14 +173,14 @@ func (t Tree) Ascend(span kv.Span, fn func(Entry) bool) {
 		return
 	}
 	var k keyMaker
-	t.walk(span, true, func(l *leaf, i, j int) bool {
+	t.walk(span, walk{skipDead: true, fn: func(l *leaf, i, j int) bool {
 		for ; i < j; i++ {
 			if !l.isDead(i) && !fn(l.entry(i, k.key(l, i))) {
 				return false
 			}
 		}
 		return true
-	})
+	}})
 }
 
 // AscendAt calls fn with the keys of span that were live at main revision rev, and the
@@ -193,14 +193,14 @@ func (t Tree) AscendAt(span kv.Span, rev int64, fn func(key []byte, mod kv.Revis
 		return
 	}
 	var k keyMaker
-	t.walk(span, rev >= t.last.Main, func(l *leaf, i, j int) bool {
+	t.walk(span, walk{skipDead: rev >= t.last.Main, fn: func(l *leaf, i, j int) bool {
 		for ; i < j; i++ {
 			if mod, tombstone, ok := l.at(i, rev); ok && !tombstone && !fn(k.key(l, i), mod) {
 				return false
 			}
 		}
 		return true
-	})
+	}})
 }
 
 // Revisions is AscendAt without the keys, which cost a copy each: it calls fn with the
@@ -212,20 +212,34 @@ func (t Tree) Revisions(span kv.Span, rev int64, fn func(mod kv.Revision) bool) 
 		}
 		return
 	}
-	t.walk(span, rev >= t.last.Main, func(l *leaf, i, j int) bool {
+	t.walk(span, walk{skipDead: rev >= t.last.Main, fn: func(l *leaf, i, j int) bool {
 		for ; i < j; i++ {
 			if mod, tombstone, ok := l.at(i, rev); ok && !tombstone && !fn(mod) {
 				return false
 			}
 		}
 		return true
-	})
+	}})
 }
 
-// walk calls fn with each leaf that reaches into span, which is not single, and the part
-// of it that does, until fn returns false. If skipDead, it may leave out what has no
-// live keys.
-func (t Tree) walk(span kv.Span, skipDead bool, fn func(l *leaf, i, j int) bool) {
+// RevisionsDown is Revisions in descending key order.
+func (t Tree) RevisionsDown(span kv.Span, rev int64, fn func(mod kv.Revision) bool) {
+	if span.Single() {
+		t.Revisions(span, rev, fn)
+		return
+	}
+	t.walk(span, walk{skipDead: rev >= t.last.Main, down: true, fn: func(l *leaf, i, j int) bool {
+		for j--; j >= i; j-- {
+			if mod, tombstone, ok := l.at(j, rev); ok && !tombstone && !fn(mod) {
+				return false
+			}
+		}
+		return true
+	}})
+}
+
+// walk goes through span, which is not single, as w says.
+func (t Tree) walk(span kv.Span, w walk) {
 	if t.root == nil {
 		return
 	}
@@ -233,7 +247,7 @@ func (t Tree) walk(span kv.Span, skipDead bool, fn func(l *leaf, i, j int) bool)
 	if !span.Unbounded() {
 		end = span.End
 	}
-	t.root.walk(span.Key, end, skipDead, fn)
+	w.through(t.root, span.Key, end)
 }
 
 // Bytes is about how much memory the tree holds, older revisions included. It visits

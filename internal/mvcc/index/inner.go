@@ -41,9 +41,18 @@ func (n *inner) kidFor(key []byte) int {
 	return i
 }
 
-// walk calls fn with each leaf that has keys from from on and before to (nil: no end),
-// and which they are, until it returns false; then walk returns false.
-func (n *inner) walk(from, to []byte, skipDead bool, fn func(l *leaf, i, j int) bool) bool {
+// walk is a way through the leaves of a span.
+type walk struct {
+	skipDead bool // what has no live keys may be left out
+	down     bool // from the last leaf to the first
+	// fn gets each leaf and which of its keys, from i to j, are in the span. It ends the
+	// walk by false.
+	fn func(l *leaf, i, j int) bool
+}
+
+// through goes through what n has from from on and before to (nil: no end). It returns
+// false if fn did.
+func (w *walk) through(n *inner, from, to []byte) bool {
 	first, last := 0, n.len()-1
 	if from != nil {
 		first = n.kidFor(from)
@@ -51,8 +60,12 @@ func (n *inner) walk(from, to []byte, skipDead bool, fn func(l *leaf, i, j int) 
 	if to != nil {
 		last = n.kidFor(to)
 	}
-	for kid := first; kid <= last; kid++ {
-		if skipDead && n.live[kid] == 0 {
+	for i := range last - first + 1 {
+		kid := first + i
+		if w.down {
+			kid = last - i
+		}
+		if w.skipDead && n.live[kid] == 0 {
 			continue
 		}
 		var kidFrom, kidTo []byte
@@ -63,7 +76,7 @@ func (n *inner) walk(from, to []byte, skipDead bool, fn func(l *leaf, i, j int) 
 			kidTo = to
 		}
 		if n.inners != nil {
-			if !n.inners[kid].walk(kidFrom, kidTo, skipDead, fn) {
+			if !w.through(n.inners[kid], kidFrom, kidTo) {
 				return false
 			}
 			continue
@@ -76,7 +89,7 @@ func (n *inner) walk(from, to []byte, skipDead bool, fn func(l *leaf, i, j int) 
 		if kidTo != nil {
 			j, _ = l.keys.find(kidTo)
 		}
-		if i < j && !fn(l, i, j) {
+		if i < j && !w.fn(l, i, j) {
 			return false
 		}
 	}

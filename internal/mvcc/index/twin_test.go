@@ -138,12 +138,14 @@ func (t twin) compareSpan(tree Tree, span kv.Span, rng *rand.Rand) error {
 		limit = 1 + rng.IntN(20)
 	}
 	var now, then []string
+	var mods []kv.Revision // of then
 	for _, k := range t.keys(span) {
 		if c, live := t.get(k); live {
 			now = append(now, fmt.Sprint(k, c.rev, c.create, c.version))
 		}
 		if c, ok := t.at(k, rev); ok && !c.tombstone {
 			then = append(then, fmt.Sprint(k, c.rev))
+			mods = append(mods, c.rev)
 		}
 	}
 	if bytes := tree.Bytes(); (bytes == 0) != (tree.root == nil) {
@@ -181,6 +183,16 @@ func (t twin) compareSpan(tree Tree, span kv.Span, rng *rand.Rand) error {
 	})
 	if !slices.Equal(got, then) {
 		return fmt.Errorf("Revisions(%q, %d) = %q, want %q", span, rev, got, then)
+	}
+	slices.Reverse(mods)
+	mods = mods[:min(limit, len(mods))]
+	var down []kv.Revision
+	tree.RevisionsDown(span, rev, func(mod kv.Revision) bool {
+		down = append(down, mod)
+		return len(down) < limit
+	})
+	if !slices.Equal(down, mods) {
+		return fmt.Errorf("RevisionsDown(%q, %d) = %v, want %v", span, rev, down, mods)
 	}
 	return nil
 }
@@ -458,7 +470,7 @@ func (t twin) total() (n int) {
 }
 
 func total(t Tree) (n int) {
-	t.walk(kv.Span{End: []byte{0}}, false, func(l *leaf, i, j int) bool {
+	t.walk(kv.Span{End: []byte{0}}, walk{fn: func(l *leaf, i, j int) bool {
 		for ; i < j; i++ {
 			n++
 			if h := l.history(i); h != nil {
@@ -466,7 +478,7 @@ func total(t Tree) (n int) {
 			}
 		}
 		return true
-	})
+	}})
 	return n
 }
 
@@ -520,7 +532,7 @@ func TestDecay(t *testing.T) {
 }
 
 func leaves(t Tree) (n int) {
-	t.walk(kv.Span{End: []byte{0}}, false, func(*leaf, int, int) bool { n++; return true })
+	t.walk(kv.Span{End: []byte{0}}, walk{fn: func(*leaf, int, int) bool { n++; return true }})
 	return n
 }
 
