@@ -223,7 +223,7 @@ func (s *Server) servePlain(p *plainServer) {
 	p.http.ReadHeaderTimeout = 5 * time.Minute
 	p.http.ErrorLog = log.New(io.Discard, "", 0) // clients' faults are not the operator's
 	if p.kind == kindPeer {
-		p.http.Handler = httpapi.Peer(s.httpOptions())
+		p.http.Handler = s.peers.Handler()
 	} else {
 		p.http.Handler = httpapi.Metrics(s.httpOptions())
 	}

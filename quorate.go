@@ -13,6 +13,7 @@ package quorate
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +28,7 @@ import (
 	"quorate/internal/logging"
 	"quorate/internal/metrics"
 	"quorate/internal/node"
+	"quorate/internal/peer"
 	"quorate/internal/rpc"
 	"quorate/internal/tlsconf"
 )
@@ -56,6 +58,7 @@ type Server struct {
 	logs io.Closer // files of a logger that Start made
 
 	node    *node.Node
+	peers   *peer.Transport
 	rpc     *rpc.Server
 	metrics *metrics.Set
 	tls     struct{ client, peer *tlsconf.Source } // nil: no certificate
@@ -134,6 +137,17 @@ func (s *Server) startNode() error {
 	if err != nil {
 		return err
 	}
+	var peerTLS func() *tls.Config
+	if s.tls.peer != nil {
+		peerTLS = s.tls.peer.ClientConfig
+	}
+	s.peers = peer.New(peer.Options{
+		ServerVersion: Version,
+		PeerURLs:      c.AdvertisePeerURLs.Strings(),
+		ClientTLS:     peerTLS,
+		Metrics:       s.metrics,
+		Logger:        s.log,
+	})
 	s.node, err = node.Start(node.Config{
 		Name:                c.Name,
 		DataDir:             c.DataDir,
@@ -156,6 +170,11 @@ func (s *Server) startNode() error {
 		FragmentBytes:       c.MaxMessageBytes(),
 		Compaction:          node.Compaction{Every: age, Keep: revisions},
 		SlowApply:           c.WarnApplyDuration,
+		StrictReconfigCheck: c.StrictReconfigCheck,
+		TickAdvance:         c.InitialTickAdvance,
+		CatchUpEntries:      int(c.SnapshotCatchUpEntries),
+		Network:             s.peers,
+		Peers:               peer.NewClient(peerTLS, ""),
 		Metrics:             s.metrics,
 		Logger:              s.log,
 	})
@@ -243,27 +262,39 @@ func (s *Server) close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), s.cfg.ShutdownTimeout)
 	defer cancel()
 
-	// The services before the member, which has to answer the calls that are under way;
-	// the probes after the services, so that they can tell of the stop; the member last.
+	// Leadership first, so that others go on at once and the calls under way end under
+	// the new leader. The services before the member, which has to answer those; the
+	// probes after the services, so that they can tell of the stop. The member ends its
+	// streams to peers, without which the peer port would wait for them.
+	if s.node != nil {
+		s.node.HandOver(ctx)
+	}
 	if s.rpc != nil {
 		s.rpc.Shutdown(ctx)
 	}
 	for _, l := range s.clients {
 		l.close()
 	}
-	var errs []error
-	for _, p := range s.plain {
-		errs = append(errs, p.close(ctx))
-	}
-	s.serving.Wait()
+	errs := s.closePlain(ctx, kindMetrics)
 	if s.node != nil {
 		errs = append(errs, s.node.Close())
 	}
+	errs = append(errs, s.closePlain(ctx, kindPeer)...)
+	s.serving.Wait()
 	s.log.Info("closed etcd server", "name", s.cfg.Name, "data-dir", s.cfg.DataDir)
 	if s.logs != nil {
 		errs = append(errs, s.logs.Close())
 	}
 	return errors.Join(errs...)
+}
+
+func (s *Server) closePlain(ctx context.Context, kind string) (errs []error) {
+	for _, p := range s.plain {
+		if p.kind == kind {
+			errs = append(errs, p.close(ctx))
+		}
+	}
+	return errs
 }
 
 // logStart writes down what the member was started with.

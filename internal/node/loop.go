@@ -1,7 +1,6 @@
 package node
 
 import (
-	"math/rand/v2"
 	"time"
 
 	"quorate/internal/kv"
@@ -49,6 +48,7 @@ type loopState struct {
 
 	suspectUntil time.Time // a dead leader is to be replaced at once until then
 	campaignAt   time.Time // when to start an election for that
+	campaigns    int       // attempts after the first
 	handOverAt   time.Time // not before, a sick leader hands over again
 	connected    map[membership.ID]bool
 	advanced     bool // the first election was brought forward
@@ -174,7 +174,7 @@ func (n *Node) elect() {
 	case !n.campaignAt.IsZero() && !now.Before(n.campaignAt):
 		n.campaignAt = time.Time{}
 		if now.Before(n.suspectUntil) {
-			n.campaignSoon(now)
+			n.campaignAgain(now)
 		}
 	default:
 		return
@@ -185,25 +185,44 @@ func (n *Node) elect() {
 	}
 }
 
-// campaignDelayMax is how long a member waits at most before it campaigns for the place
-// of a dead leader, so that rarely two do at once.
-const campaignDelayMax = 10 * time.Millisecond
+const (
+	// campaignStep is by how much each voter lets those before it go first when a leader
+	// has died: long enough for them to win, so that rarely two ask for votes at once.
+	campaignStep = 20 * time.Millisecond
+	// campaignPause is how long the second attempt waits at least; it doubles with each.
+	campaignPause = 60 * time.Millisecond
+)
 
-// campaignSoon sets the time of an election a moment from now.
-func (n *Node) campaignSoon(now time.Time) {
-	n.campaignAt = now.Add(time.Millisecond + rand.N(campaignDelayMax))
+// campaignFirst sets the time of the first election for the place of lead, in the order of
+// the voters' ids.
+func (n *Node) campaignFirst(now time.Time, lead membership.ID) {
+	rank := time.Duration(0)
+	for _, m := range n.cluster.State().Voters() {
+		if uint64(m.ID) < n.id && m.ID != lead {
+			rank++
+		}
+	}
+	n.campaigns = 0
+	n.campaignAt = now.Add(rank*campaignStep + randomBelow(time.Millisecond))
 }
 
-// suspect is called when a member's process has died.
+// campaignAgain sets the time of the next election: others may need a moment to find out,
+// too, and refuse their vote until then, or two have asked for votes at once.
+func (n *Node) campaignAgain(now time.Time) {
+	pause := campaignPause << min(n.campaigns, 4)
+	n.campaigns++
+	n.campaignAt = now.Add(pause + randomBelow(pause))
+}
+
+// suspect is called when a member's process has died or the member was removed.
 func (n *Node) suspect(id membership.ID) {
 	if !n.core.Suspect(uint64(id)) {
 		return
 	}
-	n.log.Warn("the leader's process has ended; electing another", "leader", id.String())
-	// Others may need a moment to find out, too, and refuse their vote until then.
+	n.log.Warn("the leader has gone; electing another", "leader", id.String())
 	now := time.Now()
 	n.suspectUntil = now.Add(n.cfg.electionTimeout())
-	n.campaignSoon(now)
+	n.campaignFirst(now, id)
 }
 
 // proposeBatch gives waiting proposals to core. It reports whether there were any.

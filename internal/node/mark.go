@@ -27,6 +27,9 @@ func (n *Node) onFlush(index, term uint64) {
 		n.log.Warn("could not write the snapshot file", "index", index, "error", err)
 		return
 	}
+	if err := n.removeReceived(index); err != nil {
+		n.log.Warn("could not remove an old snapshot", "error", err)
+	}
 	n.met.SnapSaveSeconds.Observe(time.Since(begin).Seconds())
 	n.lastMark.Store(index)
 	n.appends.put(logWork{mark: &wal.Snapshot{Index: index, Term: term, ConfState: conf}})

@@ -62,6 +62,7 @@ type Config struct {
 	PreVote       bool
 
 	SnapshotCount   uint64 // entries between two marks that bound the log
+	SegmentBytes    int64  // of the log's files; 0: etcd's
 	QuotaBytes      int64  // 0: 2 GiB; below 0: none
 	MaxRequestBytes int
 	NoSync          bool
@@ -233,13 +234,13 @@ func (n *Node) Close() error {
 		n.cancel()
 		<-n.keeperDone
 		n.network.Close()
-		n.background.Wait()
-		n.hub.Close()
-		// The loop first, so that nothing new is proposed or committed; then the applier,
-		// and the store with all it was given; last the log, in which the store's last
-		// flush may leave a mark.
+		// The loop first, so that nothing new is proposed, committed or sent; then the
+		// applier, and the store with all it was given; last the log, in which the store's
+		// last flush may leave a mark.
 		close(n.stopLoop)
 		<-n.loopDone
+		n.background.Wait()
+		n.hub.Close()
 		close(n.stopApply)
 		n.store.Unbound() // or a full disk would keep the applier for ever
 		<-n.applyDone

@@ -149,6 +149,7 @@ func (n *Node) follow(ch membership.Change) {
 		n.leave()
 	case uint64(id) == n.id:
 	case ch.Type == raftpb.ConfChangeRemoveNode:
+		n.suspect(id) // in case that it led: it does not any more
 		// It should hear of its removal, which the leader sends it, before its
 		// connections end.
 		n.later(func() { n.network.Remove(id) })

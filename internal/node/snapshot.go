@@ -1,6 +1,7 @@
 package node
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -55,6 +57,11 @@ func (n *Node) receiveSnapshot(m *raftpb.Message, db io.Reader, size int64) erro
 	if err != nil {
 		return fmt.Errorf("receive the snapshot of entry %d: %w", index, err)
 	}
+	// It is trusted only if it is what the message says; the log's mark would bind us to it.
+	if at, _, err := mvcc.Check(n.cfg.receivedPath(index)); err != nil || at != index {
+		err = cmp.Or(err, fmt.Errorf("the file is the state after entry %d", at))
+		return fmt.Errorf("receive the snapshot of entry %d: %w", index, errors.Join(err, os.Remove(n.cfg.receivedPath(index))))
+	}
 	n.log.Info("received a snapshot", "index", index, "from", membership.ID(m.GetFrom()).String(), "bytes", written, "took", time.Since(begin).String())
 	n.receive(m)
 	return nil
@@ -96,18 +103,23 @@ func syncDir(name string) error {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// removeReceived deletes received files. None is needed once the store holds what the
-// log's newest mark stands for.
-func (n *Node) removeReceived() error {
+// removeReceived deletes received files of snapshots up to index, which are installed by
+// now or never will be.
+func (n *Node) removeReceived(index uint64) error {
 	names, err := os.ReadDir(n.cfg.snapDir())
 	if err != nil {
 		return err
 	}
 	for _, e := range names {
-		if strings.HasSuffix(e.Name(), receivedSuffix) {
-			if err := os.Remove(filepath.Join(n.cfg.snapDir(), e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return err
-			}
+		number, ok := strings.CutSuffix(e.Name(), receivedSuffix)
+		if !ok {
+			continue
+		}
+		if at, err := strconv.ParseUint(number, 16, 64); err != nil || at > index {
+			continue
+		}
+		if err := os.Remove(filepath.Join(n.cfg.snapDir(), e.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
 		}
 	}
 	return nil

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"slices"
@@ -122,7 +123,7 @@ func (n *Node) open() (err error) {
 	if err := snapshot.Clean(cfg.FS, cfg.snapDir()); err != nil {
 		return fmt.Errorf("remove what a crash left unfinished: %w", err)
 	}
-	walOptions := wal.Options{FS: cfg.FS, NoSync: cfg.NoSync, OnSync: n.met.WALSyncSeconds.Observe, OnWrite: n.meter.wrote, OnFull: n.onLogFull}
+	walOptions := wal.Options{FS: cfg.FS, SegmentBytes: cfg.SegmentBytes, NoSync: cfg.NoSync, OnSync: n.met.WALSyncSeconds.Observe, OnWrite: n.meter.wrote, OnFull: n.onLogFull}
 	exists, err := wal.Exists(cfg.FS, cfg.walDir())
 	if err != nil {
 		return fmt.Errorf("look for a log in %s: %w", cfg.walDir(), err)
@@ -180,7 +181,7 @@ func (n *Node) open() (err error) {
 		return fmt.Errorf("%w: %s is missing, and %s only goes back to entry %d; restore the file or start with an empty data directory",
 			ErrMismatch, cfg.dbPath(), cfg.walDir(), found.Snapshot.Index)
 	}
-	if err := n.removeReceived(); err != nil {
+	if err := n.removeReceived(math.MaxUint64); err != nil {
 		return fmt.Errorf("remove what a crash left unfinished: %w", err)
 	}
 	if err := n.load(); err != nil {
