@@ -154,3 +154,11 @@ func (l *Log) Trim(index uint64, countMax int, bytesMax int64) {
 
 // deadMin is how many entries may be kept for nothing at least.
 const deadMin = 64
+
+// LogFrom returns the durable entries from index on, as far as they are kept in memory.
+// They must not be changed.
+func (c *Core) LogFrom(index uint64) []*raftpb.Entry {
+	l := c.log
+	at := min(max(index, l.first())-l.first(), uint64(len(l.entries)))
+	return slices.Clone(l.entries[at:])
+}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"sync"
 	"time"
 
 	"quorate/internal/kv"
@@ -23,10 +22,10 @@ const (
 	// keeperTick is how often the keeper looks around.
 	keeperTick = 500 * time.Millisecond
 	// expireMax bounds the leases that one look ends, so that many that fall due at
-	// once do not crowd out the clients; revokeWorkers how many revocations are in the
+	// once do not crowd out the clients; revokeBatch how many revocations are in the
 	// log's way at a time. Both are etcd's.
-	expireMax     = 500
-	revokeWorkers = 16
+	expireMax   = 500
+	revokeBatch = 16
 )
 
 // keep is the keeper: what time, rather than a client, brings about. It proposes like a
@@ -81,39 +80,44 @@ func (n *Node) expireLeases() {
 	if len(ids) == 0 {
 		return
 	}
-	work := make(chan kv.LeaseID)
-	var workers sync.WaitGroup
-	for range min(revokeWorkers, len(ids)) {
-		workers.Go(func() {
-			for id := range work {
-				n.expireLease(term, id)
-			}
-		})
+	for some := range slices.Chunk(ids, revokeBatch) {
+		n.revokeExpired(term, some)
 	}
-	for _, id := range ids {
-		work <- id
-	}
-	close(work)
-	workers.Wait()
 }
 
-// expireLease proposes the revocation of one lease, in one term. Where that fails the
-// lease is handed out again a few seconds later.
-func (n *Node) expireLease(term uint64, id kv.LeaseID) {
-	body, err := proto.Marshal(&pb.LeaseRevokeRequest{ID: int64(id)})
-	if err != nil {
-		panic("node: encode a revocation: " + err.Error()) // a number; cannot fail
+// revokeExpired proposes the revocation of leases, in one term, and waits for all. Where
+// that fails a lease is handed out again a few seconds later.
+func (n *Node) revokeExpired(term uint64, ids []kv.LeaseID) {
+	started := make([]*proposal, len(ids))
+	for i, id := range ids {
+		body, err := proto.Marshal(&pb.LeaseRevokeRequest{ID: int64(id)})
+		if err != nil {
+			panic("node: encode a revocation: " + err.Error()) // a number; cannot fail
+		}
+		if started[i], err = n.begin(term, wire.FieldLeaseRevoke, body); err != nil {
+			n.revoked(id, err, nil)
+		}
 	}
-	res, err := n.proposeIn(n.ctx, term, wire.FieldLeaseRevoke, body)
+	for i, p := range started {
+		if p != nil {
+			res, err := n.await(n.ctx, p, wire.FieldLeaseRevoke)
+			n.revoked(ids[i], err, res.Err)
+		}
+	}
+}
+
+// revoked takes note of how the revocation of an expired lease has ended: the proposal's
+// error and the state machine's.
+func (n *Node) revoked(id kv.LeaseID, err, resErr error) {
 	switch {
-	case err == nil && res.Err == nil:
+	case err == nil && resErr == nil:
 		n.met.LeasesExpired.Inc()
-	case errors.Is(err, context.Canceled), errors.Is(err, kv.ErrStopped), errors.Is(res.Err, kv.ErrLeaseNotFound):
+	case errors.Is(err, context.Canceled), errors.Is(err, kv.ErrStopped), errors.Is(resErr, kv.ErrLeaseNotFound):
 		// The member stops, or the client was faster.
 	case errors.Is(err, kv.ErrLeaderChanged):
 		// The new leader sees to it.
 	default:
-		n.log.Warn("could not revoke an expired lease", "lease", id.String(), "error", errors.Join(err, res.Err))
+		n.log.Warn("could not revoke an expired lease", "lease", id.String(), "error", errors.Join(err, resErr))
 	}
 }
 

@@ -49,8 +49,6 @@ type proposal struct {
 	done   chan struct{}
 }
 
-var proposalPool = sync.Pool{New: func() any { return &proposal{done: make(chan struct{}, 1)} }}
-
 // proposals are the requests that clients of this member wait for.
 type proposals struct {
 	mu      sync.Mutex
@@ -60,6 +58,17 @@ type proposals struct {
 	closed  error                // why no more are taken
 
 	lastID atomic.Uint64
+	pool   sync.Pool
+}
+
+// take returns a proposal with a new id.
+func (ps *proposals) take() *proposal {
+	p, ok := ps.pool.Get().(*proposal)
+	if !ok {
+		p = &proposal{done: make(chan struct{}, 1)}
+	}
+	p.id = ps.lastID.Add(1)
+	return p
 }
 
 // queued is a proposal that is not in the log yet. It does not point at the proposal,
@@ -300,49 +309,67 @@ func (n *Node) Propose(ctx context.Context, field wire.Field, body []byte) (fsm.
 // proposeIn is Propose, but if only is not 0 the request is proposed in that term alone,
 // while this member leads it; else it ends with kv.ErrLeaderChanged.
 func (n *Node) proposeIn(ctx context.Context, only uint64, field wire.Field, body []byte) (fsm.Result, error) {
-	p := proposalPool.Get().(*proposal)
-	p.id = n.proposals.lastID.Add(1)
+	p, err := n.begin(only, field, body)
+	if err != nil {
+		return fsm.Result{}, err
+	}
+	return n.await(ctx, p, field)
+}
+
+// begin hands a proposal to the loop, to be awaited. See proposeIn.
+func (n *Node) begin(only uint64, field wire.Field, body []byte) (*proposal, error) {
+	p := n.proposals.take()
 	size := wire.RaftRequestSize(p.id, field, len(body))
 	if size > n.cfg.MaxRequestBytes {
-		proposalPool.Put(p)
-		return fsm.Result{}, kv.ErrTooLarge
+		n.proposals.pool.Put(p)
+		return nil, kv.ErrTooLarge
 	}
 	room, err := n.admit(field, body)
 	if err != nil {
-		proposalPool.Put(p)
-		return fsm.Result{}, err
+		n.proposals.pool.Put(p)
+		return nil, err
 	}
 	p.data = wire.AppendRaftRequest(make([]byte, 0, size), p.id, field, body)
 	p.kind, p.only = raftpb.EntryNormal, only
-	return n.await(ctx, p, room, field)
+	if err := n.enqueue(p, room); err != nil {
+		return nil, err
+	}
+	return p, nil
 }
 
 // proposeChange replicates a change of the membership, whose id it sets, and returns once
 // this member has applied it.
 func (n *Node) proposeChange(ctx context.Context, cc *raftpb.ConfChange) error {
-	p := proposalPool.Get().(*proposal)
-	p.id = n.proposals.lastID.Add(1)
+	p := n.proposals.take()
 	cc.Id = new(p.id)
 	data, err := proto.Marshal(cc)
 	if err != nil {
 		return fmt.Errorf("encode a change of the membership: %w", err)
 	}
 	p.data, p.kind, p.only = data, raftpb.EntryConfChange, 0
-	res, err := n.await(ctx, p, n.room(), wire.FieldMemberAttributes)
+	if err := n.enqueue(p, n.room()); err != nil {
+		return err
+	}
+	res, err := n.await(ctx, p, wire.FieldMemberAttributes)
 	return cmp.Or(err, res.Err)
 }
 
-// await hands p to the loop and waits for its answer. room is how many bytes the log
-// surely takes, field what p is counted as. p must not be used afterwards.
-func (n *Node) await(ctx context.Context, p *proposal, room int64, field wire.Field) (fsm.Result, error) {
+// enqueue hands p to the loop, or says why not; then p must not be used any more. room is
+// how many bytes the log surely takes.
+func (n *Node) enqueue(p *proposal, room int64) error {
 	p.at = time.Now()
 	if err := n.proposals.add(p, room); err != nil {
 		p.data = nil
-		proposalPool.Put(p)
-		return fsm.Result{}, err
+		n.proposals.pool.Put(p)
+		return err
 	}
 	n.inbox.signal()
+	return nil
+}
 
+// await waits for the answer to p, which is counted as field. p must not be used
+// afterwards.
+func (n *Node) await(ctx context.Context, p *proposal, field wire.Field) (fsm.Result, error) {
 	select {
 	case <-p.done:
 	case <-ctx.Done():
@@ -360,7 +387,7 @@ func (n *Node) await(ctx context.Context, p *proposal, room int64, field wire.Fi
 	}
 	p.data, p.result, p.err = nil, fsm.Result{}, nil
 	p.term, p.batch = 0, nil
-	proposalPool.Put(p)
+	n.proposals.pool.Put(p)
 	return result, err
 }
 
