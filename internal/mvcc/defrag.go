@@ -282,7 +282,7 @@ func (s *Store) swapFile(c *copier) (taken bool, err error) {
 	if err := c.db.Sync(); err != nil {
 		return false, err
 	}
-	im, err := newImage(newFile(c.db), s.image.rev)
+	im, err := newImage(s.newFile(c.db), s.image.rev)
 	if err != nil {
 		return false, err
 	}

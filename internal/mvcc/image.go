@@ -19,6 +19,7 @@ import (
 type file struct {
 	db     *bbolt.DB
 	uses   atomic.Int64
+	reads  *atomic.Int64 // the store's
 	closed chan struct{} // closed when it is, err is set then
 	err    error
 
@@ -26,8 +27,8 @@ type file struct {
 	nameless *os.File
 }
 
-func newFile(db *bbolt.DB) *file {
-	f := &file{db: db, closed: make(chan struct{})}
+func (s *Store) newFile(db *bbolt.DB) *file {
+	f := &file{db: db, reads: &s.reads, closed: make(chan struct{})}
 	f.uses.Store(1)
 	return f
 }
@@ -93,6 +94,7 @@ func newImage(f *file, rev int64) (*image, error) {
 	im := &image{file: f, tx: tx, keys: tx.Bucket(bucketKey), rev: rev}
 	im.uses.Store(1)
 	f.uses.Add(1)
+	f.reads.Add(1)
 	return im, nil
 }
 
@@ -109,6 +111,7 @@ func (im *image) release() {
 	if err := im.tx.Rollback(); err != nil {
 		panic("mvcc: end a read transaction: " + err.Error()) // it was ended twice
 	}
+	im.file.reads.Add(-1)
 	im.file.release()
 }
 

@@ -93,8 +93,9 @@ type Store struct {
 	stall   atomic.Pointer[stall]
 	flushed atomic.Uint64 // raft index up to which everything is in the file
 
-	// For Size, from any goroutine.
+	// For Size and OpenReads, from any goroutine.
 	fileBytes, freeBytes, tailBytes atomic.Int64
+	reads                           atomic.Int64 // images that are open
 
 	// Owned by the applier.
 	tx   Tx
@@ -316,6 +317,10 @@ func (s *Store) Size() (total, inUse int64) {
 	inUse = total - s.freeBytes.Load() + s.tailBytes.Load()
 	return max(total, inUse), inUse
 }
+
+// OpenReads is how many states of the file are held at the moment: the newest and those
+// that readers still have. Pages that came free since the oldest are not used again.
+func (s *Store) OpenReads() int64 { return s.reads.Load() }
 
 // TailBytes is how much is applied but not flushed.
 func (s *Store) TailBytes() int64 { return s.tailBytes.Load() }

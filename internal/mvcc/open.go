@@ -62,11 +62,12 @@ func newStore(path string, opts Options, db *bbolt.DB, l *loaded) (*Store, error
 		path: path, opts: opts,
 		progress: make(chan struct{}), defrags: make(chan struct{}, 1),
 		flusher: flusher{
-			kick: make(chan struct{}, 1), calls: make(chan func()), ended: make(chan struct{}), file: newFile(db),
+			kick: make(chan struct{}, 1), calls: make(chan func()), ended: make(chan struct{}),
 		},
 	}
 	s.room = sync.NewCond(&s.mu)
 	s.defrags <- struct{}{}
+	s.flusher.file = s.newFile(db)
 	im, err := newImage(s.flusher.file, l.rev)
 	if err != nil {
 		return nil, err

@@ -54,7 +54,7 @@ func (s *Store) replace(path string, onLeasedKey func(kv.LeaseID, []byte)) error
 	if err != nil {
 		return err
 	}
-	f := newFile(db)
+	f := s.newFile(db)
 	taken := false
 	err = createBuckets(db)
 	if err == nil {

@@ -374,6 +374,59 @@ func TestDefragmentGivesSpaceBack(t *testing.T) {
 	}
 }
 
+// TestRecordsLastUntilPublish: what a Tx returns stays readable after its End, whatever
+// becomes of the file, until the next Publish.
+func TestRecordsLastUntilPublish(t *testing.T) {
+	t.Parallel()
+	s := mustOpen(t, filepath.Join(t.TempDir(), "db"), Options{NoSync: true})
+	defer mustClose(t, s)
+	fill(t, s, 1000, 1)
+	put(s, "unflushed", "value")
+	s.Publish(1001, 1)
+	var got []kv.Record
+	var want [][]byte
+	keep := func(r kv.Record) {
+		got = append(got, r)
+		want = append(want, bytes.Clone(r.KV))
+	}
+	for n := range 50 {
+		tx := s.Begin()
+		r, ok := tx.Get(benchKey(n))
+		if !ok {
+			t.Fatalf("key %d is not there", n)
+		}
+		keep(r)
+		if r, ok = tx.Get([]byte("unflushed")); !ok {
+			t.Fatal("the unflushed key is not there")
+		}
+		keep(r)
+		tx.Delete(kv.Span{Key: benchKey(n)}, keep, nil)
+		tx.Put(benchKey(n+100), []byte("new"), 0)
+		tx.End()
+		if n%20 == 10 { // the file of the records so far gets another's place, and is closed
+			if err := errors.Join(s.Flush(t.Context()), s.Defragment(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if s.OpenReads() != 3 { // of the first file and of each copy
+		t.Errorf("%d states of the file are held", s.OpenReads())
+	}
+	time.Sleep(2 * dissolvePause)
+	for i, r := range got {
+		if !bytes.Equal(r.KV, want[i]) {
+			t.Fatalf("record %v is now %q, was %q", r.Rev, r.KV, want[i])
+		}
+	}
+	s.Publish(1002, 1)
+	if err := s.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if s.OpenReads() != 1 {
+		t.Errorf("%d states of the file are held after Publish", s.OpenReads())
+	}
+}
+
 // TestFullDisk has every write fail for a while.
 func TestFullDisk(t *testing.T) {
 	t.Parallel()
