@@ -30,6 +30,17 @@ func TestEtcd(t *testing.T) {
 	run(t, []harness.Kind{harness.Etcd, harness.Etcd, harness.Etcd}, false)
 }
 
+// TestQuorate is the promise: faults cost time, and errors only where the client's own member
+// is the one that fails.
+func TestQuorate(t *testing.T) {
+	run(t, []harness.Kind{harness.Quorate, harness.Quorate, harness.Quorate}, false)
+}
+
+// TestMixed starts with members of both kinds and lets them be replaced by each other.
+func TestMixed(t *testing.T) {
+	run(t, []harness.Kind{harness.Quorate, harness.Etcd, harness.Quorate}, true)
+}
+
 func run(t *testing.T, kinds []harness.Kind, swaps bool) {
 	if testing.Short() {
 		t.Skip("starts servers")
