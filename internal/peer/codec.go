@@ -3,7 +3,6 @@ package peer
 import (
 	"bufio"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
 
@@ -49,8 +48,6 @@ const (
 	messageBytesMax    = 512 << 20
 	snapshotMessageMax = 64 << 20
 )
-
-var errTooLarge = errors.New("peer: message exceeds the limit")
 
 // encoder writes the messages of one stream in their order.
 type encoder struct {

@@ -18,4 +18,5 @@ var (
 	// These texts are etcd's and go over the wire.
 	errIncompatible    = errors.New("incompatible version")
 	errClusterMismatch = errors.New("cluster ID mismatch")
+	errTooLarge        = errors.New("rafthttp: error limit exceeded")
 )
