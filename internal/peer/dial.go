@@ -11,7 +11,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -133,34 +132,41 @@ const (
 	backoffMax = time.Second
 )
 
+// sayEvery is how often a trouble that lasts is logged.
+const sayEvery = 30 * time.Second
+
 // read keeps a stream of kind k from the member, and gives what comes to the Handler.
 func (r *remote) read(k kind) {
 	log := r.t.log.With("remote-peer-id", r.idStr, "stream", k.String())
 	backoff := backoffMin
-	var said string // the last trouble that was logged
+	var said time.Time
 	for r.ctx.Err() == nil {
 		body, conn, err := r.dialStream(k)
-		if err == nil {
+		stood := err == nil
+		if stood {
 			r.stood()
-			backoff, said = backoffMin, ""
+			backoff, said = backoffMin, time.Time{}
 			log.Info("established a stream from a peer")
 			err = r.receive(k, body, conn)
-			if errors.Is(err, os.ErrDeadlineExceeded) {
-				// Nothing that is written reaches a member that has nothing to say.
-				r.outboxes[k].breakOff(errSilent)
-			}
 			r.ended(err)
-			if r.ctx.Err() == nil {
-				log.Warn("lost a stream from a peer", "error", err)
-			}
-			continue // the first try is at once
 		}
-		if text := err.Error(); text != said && r.ctx.Err() == nil {
-			said = text
-			log.Warn("cannot make a stream from a peer", "error", err)
+		if r.ctx.Err() != nil {
+			return
 		}
-		if errors.Is(err, errRemoved) {
+		if stood || time.Since(said) > sayEvery {
+			log.Warn("no stream from a peer", "error", err)
+			said = time.Now()
+		}
+		var n net.Error
+		switch {
+		case errors.Is(err, errRemoved):
 			r.t.h.Removed()
+		case errors.As(err, &n) && n.Timeout():
+			// What is written to a member that has nothing to say does not reach it.
+			r.outboxes[k].breakOff(errSilent)
+		}
+		if stood {
+			continue // the first try is at once
 		}
 		wait := backoff/2 + rand.N(backoff)
 		backoff = min(backoff+backoff/2+1, backoffMax)
