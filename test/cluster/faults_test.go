@@ -38,7 +38,6 @@ type chaos struct {
 	cluster *harness.Cluster
 	load    *load
 	swaps   bool // members may be replaced by the other kind
-	failed  func(format string, args ...any)
 	counts  map[string]int
 	left    map[string]int // faults that cannot be made here
 }

@@ -34,6 +34,7 @@ import (
 var (
 	duration = flag.Duration("duration", 20*time.Second, "how long each test goes on")
 	seed     = flag.Uint64("seed", 0, "seed of the load and of the faults; 0 takes one from the clock")
+	referee  = flag.Bool("referee", false, "hold etcd's own clusters to it, too")
 	only     = flag.String("fault", "", "make this fault alone")
 	keep     = flag.Bool("keep", false, "keep the directories of a failed run")
 	trace    = flag.Bool("trace", false, "print each fault")

@@ -40,10 +40,9 @@ type op struct {
 	call, ret moment
 	err       error // nil: acknowledged. Else it is in doubt.
 
-	rev  int64              // the revision in the answer
-	hit  bool               // swap: it was made; delete: there was something
-	kvs  []*mvccpb.KeyValue // get, list; swap that was not made: what is there
-	want string             // why it was asked, for messages
+	rev int64              // the revision in the answer
+	hit bool               // swap: it was made; delete: there was something
+	kvs []*mvccpb.KeyValue // get, list; swap that was not made: what is there
 }
 
 func (o *op) acked() bool { return o.err == nil }

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/protobuf/proto"
+
 	"go.etcd.io/etcd/api/v3/mvccpb"
 )
 
@@ -20,13 +22,13 @@ func sound() *record {
 	end := event{kv: &mvccpb.KeyValue{Key: []byte("r/lease/0"), ModRevision: 14}, delete: true, at: 50 * ms}
 	doubt := event{kv: &mvccpb.KeyValue{Key: []byte("r/k1"), Value: []byte("d"), CreateRevision: 15, ModRevision: 15, Version: 1}, at: 60 * ms}
 	all := []event{put1, put2, lease, del, end, doubt}
-	b := *put2.kv
+	b := proto.CloneOf(put2.kv)
 	return &record{
 		ops: []*op{
 			{client: 1, action: put, keys: []string{"r/k1"}, values: []string{"a"}, call: 0, ret: 6 * ms, rev: 10},
 			{client: 2, member: 1, action: swap, keys: []string{"r/k1"}, values: []string{"b"}, old: "a", call: 10 * ms, ret: 16 * ms, rev: 11, hit: true},
-			{client: 1, action: get, keys: []string{"r/k1"}, call: 17 * ms, ret: 19 * ms, rev: 11, kvs: []*mvccpb.KeyValue{&b}},
-			{client: 2, action: swap, keys: []string{"r/k1"}, values: []string{"c"}, old: "a", call: 18 * ms, ret: 19 * ms, rev: 11, kvs: []*mvccpb.KeyValue{&b}},
+			{client: 1, action: get, keys: []string{"r/k1"}, call: 17 * ms, ret: 19 * ms, rev: 11, kvs: []*mvccpb.KeyValue{b}},
+			{client: 2, action: swap, keys: []string{"r/k1"}, values: []string{"c"}, old: "a", call: 18 * ms, ret: 19 * ms, rev: 11, kvs: []*mvccpb.KeyValue{b}},
 			{client: 1, action: remove, keys: []string{"r/k1"}, call: 30 * ms, ret: 36 * ms, rev: 13, hit: true},
 			{client: 1, action: list, keys: []string{"r/k"}, call: 37 * ms, ret: 38 * ms, rev: 13},
 			{client: 2, action: put, keys: []string{"r/k1"}, values: []string{"d"}, call: 40 * ms, ret: 45 * ms, err: errors.New("timed out")},
@@ -50,8 +52,7 @@ func TestCheckers(t *testing.T) {
 		for _, t := range append(append([]*tape(nil), r.tapes...), r.pieces...) {
 			for j := range t.events {
 				if t.events[j].kv.ModRevision == int64(10+i) {
-					kv := *t.events[j].kv
-					t.events[j].kv = &kv
+					t.events[j].kv = proto.CloneOf(t.events[j].kv)
 					do(&t.events[j])
 				}
 			}
