@@ -2,7 +2,6 @@ package mvcc
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -223,8 +222,8 @@ func (r *reader) sort(common int) {
 	if r.sorted {
 		return
 	}
-	slices.SortFunc(r.order, func(a, b short) int {
-		if before(r, a, r, b) {
+	r.order = sortByHead(r.order, func(s *short) uint64 { return s.head }, func(a, b short) int {
+		if r.less(r.entry(int(a.n)), r, r.entry(int(b.n))) {
 			return -1
 		}
 		return 1 // no two are equal
@@ -244,6 +243,7 @@ func before(r *reader, a short, s *reader, b short) bool {
 type merged struct {
 	entries []entry // from is where the key is in keys
 	keys    []byte
+	readers []*reader // of each entry
 }
 
 const (
@@ -265,6 +265,7 @@ func merge(readers []*reader, out chan<- *merged, used <-chan *merged) {
 			}
 		}
 		if m != nil && (from == nil || len(m.entries) == mergedLen) {
+			m.collectKeys()
 			out <- m
 			m = nil
 		}
@@ -273,14 +274,22 @@ func merge(readers []*reader, out chan<- *merged, used <-chan *merged) {
 		}
 		if m == nil {
 			m = <-used
-			m.entries, m.keys = m.entries[:0], m.keys[:0]
+			m.entries, m.keys, m.readers = m.entries[:0], m.keys[:0], m.readers[:0]
 		}
-		e := *from.entry(int(from.order[from.next].n))
+		m.entries = append(m.entries, *from.entry(int(from.order[from.next].n)))
+		m.readers = append(m.readers, from)
 		from.next++
-		key := from.key(&e)
+	}
+}
+
+// collectKeys fills keys. Entries and keys lie all over the memory; to fetch many of the
+// one and then many of the other keeps more of them on their way at a time.
+func (m *merged) collectKeys() {
+	for i := range m.entries {
+		e := &m.entries[i]
+		key := m.readers[i].key(e)
 		e.from = uint32(len(m.keys))
 		m.keys = append(m.keys, key...)
-		m.entries = append(m.entries, e)
 	}
 }
 
@@ -339,9 +348,7 @@ func (l *loaded) build(readers []*reader, onLeased func(kv.LeaseID, []byte)) err
 
 // newQueue makes a queue of drops in any order.
 func newQueue(drops []drop) (q queue) {
-	slices.SortFunc(drops, func(a, b drop) int {
-		return cmp.Or(cmp.Compare(a.due, b.due), cmp.Compare(a.rev.Main, b.rev.Main), cmp.Compare(a.rev.Sub, b.rev.Sub))
-	})
+	drops = sortByHead(drops, func(d *drop) uint64 { return uint64(d.due) }, func(a, b drop) int { return a.rev.Compare(b.rev) })
 	for _, d := range drops {
 		q.push(d.rev, d.due)
 	}
