@@ -48,6 +48,12 @@ func newGateway(dial func(context.Context) (net.Conn, error)) (*gateway, error) 
 			return nil, fmt.Errorf("register the JSON gateway: %w", err)
 		}
 	}
+	for _, j := range jsonMethods {
+		if err := mux.HandlePath(http.MethodPost, j.path, j.handle(mux, conn)); err != nil {
+			_ = conn.Close()
+			return nil, fmt.Errorf("register the JSON gateway: %w", err)
+		}
+	}
 	return &gateway{mux, conn}, nil
 }
 

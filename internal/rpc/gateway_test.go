@@ -45,7 +45,7 @@ func TestGateway(t *testing.T) {
 		{"/v3/kv/compaction", `{"revision":"9"}`, 400, `{"code":11,"message":"etcdserver: mvcc: required revision is a future revision"}`},
 		{"/v3/auth/status", `{}`, 200, `{` + head + `4"},"authRevision":"1"}`},
 		{"/v3/auth/enable", `{}`, 400, `{"code":9,"message":"etcdserver: root user does not exist"}`},
-		{"/v3/lock/lock", `{}`, 404, `{"code":5,"message":"Not Found"}`},
+		{"/v3/lock/unlock", `{}`, 500, `{"code":2,"message":"etcdserver: key is not provided"}`},
 	} {
 		code, got := post(tc.path, tc.body)
 		if code != tc.code || !sameJSON(got, tc.want) {

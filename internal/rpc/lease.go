@@ -71,7 +71,7 @@ func (s leaseService) grant(stream grpc.ServerStream, c *call) error {
 	}
 	body := c.body
 	if r.ID == int64(kv.NoLease) {
-		r.ID = s.newID()
+		r.ID = int64(s.newLeaseID())
 		var err error
 		if body, err = proto.Marshal(&r); err != nil {
 			return err
@@ -80,10 +80,10 @@ func (s leaseService) grant(stream grpc.ServerStream, c *call) error {
 	return s.propose(stream, c, wire.FieldLeaseGrant, body)
 }
 
-// newID picks an id, above zero, that no lease has.
-func (s leaseService) newID() int64 {
+// newLeaseID picks an id, above zero, that no lease has.
+func (s *services) newLeaseID() kv.LeaseID {
 	for {
-		if id := rand.Int64(); id > 0 && !s.Leases().Exists(kv.LeaseID(id)) {
+		if id := kv.LeaseID(rand.Int64()); id > 0 && !s.Leases().Exists(id) {
 			return id
 		}
 	}

@@ -43,6 +43,9 @@ type member struct {
 	readErr error
 	block   chan struct{} // if not nil, proposals wait for it
 
+	afterPropose func() error // its error replaces the answer to a proposal
+	onReadIndex  func()
+
 	changes   []change // of the membership
 	changeErr error    // what they are answered with
 
@@ -113,11 +116,19 @@ func (m *member) Propose(ctx context.Context, field wire.Field, body []byte) (fs
 	}
 	m.store.Publish(index, term)
 	m.hub.Publish(m.machine.TakeEvents(), m.store.Rev())
+	if m.afterPropose != nil {
+		if err := m.afterPropose(); err != nil {
+			return fsm.Result{}, err
+		}
+	}
 	return res, nil
 }
 
 func (m *member) ReadIndex(context.Context) error {
 	m.reads.Add(1)
+	if m.onReadIndex != nil {
+		m.onReadIndex()
+	}
 	return m.readErr
 }
 

@@ -51,6 +51,9 @@ type Options struct {
 	// those of large replies that are not written yet; see memory.go.
 	RequestMemory int64 // 512 MiB
 	ReplyMemory   int64 // 1 GiB
+	// LineMemory bounds what calls hold that wait for a lock or an election: 16 KiB and
+	// twice the request for each.
+	LineMemory int64 // 256 MiB
 
 	// LearnerReads lets a learner answer linearizable reads, transactions that only read
 	// and watches, which etcd does not.
@@ -90,6 +93,7 @@ func (o *Options) defaults() {
 	setDefault(&o.KeepaliveTimeout, 20*time.Second)
 	setDefault(&o.RequestMemory, 512<<20)
 	setDefault(&o.ReplyMemory, 1<<30)
+	setDefault(&o.LineMemory, 256<<20)
 }
 
 func setDefault[T comparable](v *T, to T) {
@@ -170,6 +174,7 @@ func newServices(opts *Options) *services {
 		requests:   newRequestMemory(opts.RequestMemory),
 		requestMax: int64(opts.MaxRequestBytes + requestOverhead),
 		replies:    newReplyMemory(opts.ReplyMemory),
+		inLine:     newRequestMemory(opts.LineMemory),
 	}
 	s.otherAccount = &account{memory: s.replies}
 	s.leaderless = newLeaderless(opts.ElectionTimeout)
@@ -177,7 +182,7 @@ func newServices(opts *Options) *services {
 	return s
 }
 
-// registerAll registers the services that there are. Lock and Election come later.
+// registerAll registers all services.
 func (s *Server) registerAll() {
 	c := s.services
 	c.register(s.grpc, kvServiceDesc(), kvService{c})
@@ -186,6 +191,8 @@ func (s *Server) registerAll() {
 	c.register(s.grpc, &pb.Maintenance_ServiceDesc, maintenance{services: c})
 	c.register(s.grpc, &pb.Cluster_ServiceDesc, cluster{services: c})
 	c.register(s.grpc, &pb.Auth_ServiceDesc, auth{services: c})
+	c.register(s.grpc, lockServiceDesc(), lines{c})
+	c.register(s.grpc, electionServiceDesc(), lines{c})
 	c.register(s.grpc, &healthpb.Health_ServiceDesc, s.health)
 }
 

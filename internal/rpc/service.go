@@ -40,7 +40,8 @@ type services struct {
 	requests     *requestMemory
 	requestMax   int64 // the largest message that is received, in bytes
 	replies      *replyMemory
-	otherAccount *account // of calls that come on no connection of ours
+	inLine       *requestMemory // of calls that wait for a lock or an election
+	otherAccount *account       // of calls that come on no connection of ours
 
 	leaderless leaderless
 	streams    struct {
