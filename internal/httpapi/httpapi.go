@@ -1,7 +1,7 @@
 // Package httpapi serves what a member tells over plain HTTP, with etcd's paths, bodies
 // and status codes: /health, /livez, /readyz, /version, /metrics, /debug/vars and, when
 // asked for, /debug/pprof/ on the client port; the probes and /metrics on the metrics
-// port; /version, /members and /health on the peer port.
+// port. The peer port is package peer's.
 //
 // It knows the member by the small interface Member. The JSON gateway is made by package
 // rpc and is mounted under /v3/.
@@ -33,8 +33,6 @@ type Member interface {
 	Read(ctx context.Context, serializable bool) error
 	// Versions are the cluster's, "" until it is decided, and the data directory's.
 	Versions() (cluster, storage string)
-	ClusterID() uint64
-	Members() []*pb.Member
 }
 
 // Options say what to serve.
@@ -84,16 +82,6 @@ func Metrics(o Options) http.Handler {
 	return mux
 }
 
-// Peer returns the handler of the peer port: what etcd's members ask before they speak
-// Raft, and a probe.
-func Peer(o Options) http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("/version", getOnly(o.version))
-	mux.HandleFunc("/members", getOnly(o.members))
-	mux.HandleFunc("/health", o.health)
-	return mux
-}
-
 // getOnly answers other methods as etcd does.
 func getOnly(h http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
@@ -119,27 +107,6 @@ func (o *Options) version(w http.ResponseWriter, _ *http.Request) {
 		Cluster string `json:"etcdcluster"`
 		Storage string `json:"storage"`
 	}{o.ServerVersion, cluster, storage})
-}
-
-// members answers as etcd's peers do, for a member that wants to join.
-func (o *Options) members(w http.ResponseWriter, _ *http.Request) {
-	type member struct {
-		ID         uint64   `json:"id"`
-		PeerURLs   []string `json:"peerURLs"`
-		IsLearner  bool     `json:"isLearner,omitempty"`
-		Name       string   `json:"name,omitempty"`
-		ClientURLs []string `json:"clientURLs,omitempty"`
-	}
-	list := []member{}
-	for _, m := range o.Member.Members() {
-		list = append(list, member{m.ID, m.PeerURLs, m.IsLearner, m.Name, m.ClientURLs})
-	}
-	w.Header().Set("X-Etcd-Cluster-ID", fmt.Sprintf("%x", o.Member.ClusterID()))
-	w.Header().Set("Content-Type", "application/json")
-	// The newline is etcd's.
-	if err := json.NewEncoder(w).Encode(list); err != nil {
-		o.Logger.Debug("cannot answer /members", "error", err)
-	}
 }
 
 func writeJSON(w http.ResponseWriter, v any) {

@@ -30,7 +30,6 @@ type fake struct {
 
 func (f *fake) Alarms() []*pb.AlarmMember { return f.alarms }
 func (f *fake) IsLearner() bool           { return f.learner }
-func (f *fake) ClusterID() uint64         { return 0xc678c5d0067bc47f }
 func (f *fake) Versions() (string, string) {
 	return f.cluster, f.storage
 }
@@ -39,9 +38,6 @@ func (f *fake) Leader() uint64 {
 		return 0
 	}
 	return 7
-}
-func (f *fake) Members() []*pb.Member {
-	return []*pb.Member{{ID: 5662688015068518467, Name: "default", PeerURLs: []string{"http://127.0.0.1:43380"}, ClientURLs: []string{"http://127.0.0.1:43379"}}}
 }
 func (f *fake) Read(ctx context.Context, serializable bool) error {
 	if f.hang && !serializable {
@@ -143,27 +139,27 @@ func TestPorts(t *testing.T) {
 	o := options(&fake{})
 	o.Pprof = true
 	o.Gateway = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { w.Write([]byte("gw " + r.URL.Path)) })
-	client, metricsPort, peer := Client(o), Metrics(o), Peer(o)
+	client, metricsPort := Client(o), Metrics(o)
 	for _, tt := range []struct {
-		path                  string
-		client, metrics, peer int
+		path            string
+		client, metrics int
 	}{
-		{"/health", 200, 200, 200},
-		{"/livez", 200, 200, 404},
-		{"/readyz", 200, 200, 404},
-		{"/metrics", 200, 200, 404},
-		{"/version", 200, 404, 200},
-		{"/members", 404, 404, 200},
-		{"/debug/vars", 200, 404, 404},
-		{"/debug/pprof/", 200, 404, 404},
-		{"/debug/pprof/goroutine", 200, 404, 404},
-		{"/debug/pprof/cmdline", 200, 404, 404},
-		{"/v3/kv/range", 200, 404, 404},
+		{"/health", 200, 200},
+		{"/livez", 200, 200},
+		{"/readyz", 200, 200},
+		{"/metrics", 200, 200},
+		{"/version", 200, 404},
+		{"/members", 404, 404},
+		{"/debug/vars", 200, 404},
+		{"/debug/pprof/", 200, 404},
+		{"/debug/pprof/goroutine", 200, 404},
+		{"/debug/pprof/cmdline", 200, 404},
+		{"/v3/kv/range", 200, 404},
 	} {
 		for name, p := range map[string]struct {
 			h    http.Handler
 			want int
-		}{"client": {client, tt.client}, "metrics": {metricsPort, tt.metrics}, "peer": {peer, tt.peer}} {
+		}{"client": {client, tt.client}, "metrics": {metricsPort, tt.metrics}} {
 			if w := get(p.h, "GET", tt.path); w.Code != p.want {
 				t.Errorf("%s port: GET %s: %d, want %d", name, tt.path, w.Code, p.want)
 			}
@@ -171,11 +167,6 @@ func TestPorts(t *testing.T) {
 	}
 	if w := get(client, "POST", "/v3beta/kv/range"); w.Body.String() != "gw /v3/kv/range" {
 		t.Errorf("/v3beta/ is answered by %q", w.Body)
-	}
-	w := get(peer, "GET", "/members")
-	want := `[{"id":5662688015068518467,"peerURLs":["http://127.0.0.1:43380"],"name":"default","clientURLs":["http://127.0.0.1:43379"]}]` + "\n"
-	if w.Body.String() != want || w.Header().Get("X-Etcd-Cluster-Id") != "c678c5d0067bc47f" {
-		t.Errorf("/members: %v %q, want %q", w.Header(), w.Body, want)
 	}
 	if w := get(client, "GET", "/debug/vars"); !strings.Contains(w.Body.String(), `"memstats": {`) || !strings.HasPrefix(w.Header().Get("Content-Type"), "application/json") {
 		t.Errorf("/debug/vars: %v %.100q", w.Header(), w.Body)

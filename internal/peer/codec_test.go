@@ -60,7 +60,7 @@ func randomMessage(rnd *rand.Rand) *raftpb.Message {
 // The bytes are protobuf's, and so is what is read from them.
 func TestMessageIsProtobufs(t *testing.T) {
 	rnd := rand.New(rand.NewPCG(1, 2))
-	for i := range 20000 {
+	for i := range 4000 {
 		m := randomMessage(rnd)
 		want, err := proto.Marshal(m)
 		if err != nil {

@@ -1,0 +1,134 @@
+package peer
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"math/big"
+	"net"
+	"net/http"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"go.etcd.io/raft/v3/raftpb"
+)
+
+// authority issues certificates for 127.0.0.1.
+type authority struct {
+	cert *x509.Certificate
+	key  *ecdsa.PrivateKey
+	pool *x509.CertPool
+}
+
+func newAuthority(t *testing.T) *authority {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "ca"}, IsCA: true, BasicConstraintsValid: true,
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour), KeyUsage: x509.KeyUsageCertSign,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err = x509.ParseCertificate(der); err != nil {
+		t.Fatal(err)
+	}
+	a := &authority{c, key, x509.NewCertPool()}
+	a.pool.AddCert(c)
+	return a
+}
+
+func (a *authority) issue(t *testing.T) *tls.Certificate {
+	t.Helper()
+	c := &x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "member"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
+	}
+	der, err := x509.CreateCertificate(rand.Reader, c, a.cert, &a.key.PublicKey, a.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: a.key}
+}
+
+// Members speak TLS with certificates on both sides, and take new ones at the next
+// connection.
+func TestTLS(t *testing.T) {
+	first, second := newAuthority(t), newAuthority(t)
+	var current atomic.Pointer[authority]
+	current.Store(first)
+	var asked atomic.Int64
+	secure := func() *node {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n := &node{h: newMember(), url: "https://" + l.Addr().String(), addr: l.Addr().String()}
+		config := func() *tls.Config {
+			asked.Add(1)
+			a := current.Load()
+			return &tls.Config{Certificates: []tls.Certificate{*a.issue(t)}, RootCAs: a.pool}
+		}
+		n.Transport = New(Options{ServerVersion: "3.7.1", PeerURLs: []string{n.url}, ClientTLS: config, ReadTimeout: time.Second})
+		n.http = &http.Server{Handler: n.Handler(), TLSConfig: &tls.Config{
+			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+				a := current.Load()
+				return &tls.Config{
+					Certificates: []tls.Certificate{*a.issue(t)}, ClientCAs: a.pool, ClientAuth: tls.RequireAndVerifyClientCert,
+					NextProtos: []string{"h2", "http/1.1"},
+				}, nil
+			},
+		}}
+		go n.http.ServeTLS(l, "", "")
+		t.Cleanup(n.end)
+		return n
+	}
+	a, b := secure(), secure()
+	a.id, b.id = 1, 2
+	a.Open(1, testCluster, a.h)
+	b.Open(2, testCluster, b.h)
+	connect(t, a, b)
+	a.Send([]*raftpb.Message{message(raftpb.MsgApp, 1, 2, 1, "x")})
+	b.h.next(t)
+	a.SendSnapshot(snapMessage(2), &zeros{n: 1 << 20, closed: make(chan struct{})}, 1<<20)
+	a.h.expect(t, "snapshot 2 <nil>")
+
+	before := asked.Load()
+	current.Store(second)
+	for _, n := range []*node{a, b} {
+		for k := range kinds {
+			n.remote(3 - n.id).outboxes[k].breakOff(errSilent)
+		}
+	}
+	a.h.expect(t, "connected 2")
+	a.reaches(t, b)
+	b.reaches(t, a)
+	if asked.Load() == before {
+		t.Error("the certificates were not asked for again")
+	}
+	// One who has none is not let in.
+	c := NewClient(func() *tls.Config { return &tls.Config{RootCAs: second.pool} }, "")
+	if _, _, err := c.Members(t.Context(), []string{a.url}); err == nil {
+		t.Error("a client without a certificate was answered")
+	}
+	c = NewClient(func() *tls.Config {
+		return &tls.Config{RootCAs: second.pool, Certificates: []tls.Certificate{*second.issue(t)}}
+	}, "")
+	defer c.Close()
+	if _, _, err := c.Members(t.Context(), []string{a.url}); err != nil {
+		t.Error(err)
+	}
+
+	// A dead process is noticed behind TLS, too.
+	b.end()
+	a.h.expect(t, "gone 2")
+}
