@@ -300,10 +300,15 @@ func checkLeases(r *record, f *findings) {
 // a majority was left.
 func checkErrors(r *record, f *findings) {
 	for _, o := range r.ops {
-		if !o.acked() && !slices.ContainsFunc(r.faults, func(x *fault) bool { return x.excuses(o.member, o.call, o.ret) }) {
+		if !o.acked() && !r.excused(o) {
 			f.add("error", "%v\n\tno fault of its member explains it; faults meanwhile: %v", o, during(r.faults, o))
 		}
 	}
+}
+
+// excused says that a fault may be the reason for an error.
+func (r *record) excused(o *op) bool {
+	return slices.ContainsFunc(r.faults, func(x *fault) bool { return x.excuses(o.member, o.call, o.ret) })
 }
 
 func during(faults []*fault, o *op) []*fault {

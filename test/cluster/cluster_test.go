@@ -110,13 +110,13 @@ func run(t *testing.T, kinds []harness.Kind, swaps bool) {
 
 type totals struct {
 	rounds, ops, doubts, events, leases, pieces int
-	longest                                     time.Duration
+	longest, longestLeft                        time.Duration
 	faults, left, errors                        map[string]int
 }
 
 func (s *totals) String() string {
-	return fmt.Sprintf("%d rounds, %d operations, %d of them in doubt (%v), %d events seen by every watch, %d short watches, %d leases, longest answer %v; faults %v, not possible here: %v",
-		s.rounds, s.ops, s.doubts, s.errors, s.events, s.pieces, s.leases, s.longest.Round(time.Millisecond), s.faults, s.left)
+	return fmt.Sprintf("%d rounds, %d operations, %d of them in doubt (%v), %d events seen by every watch, %d short watches, %d leases, longest answer %v, through members that a fault left alone %v; faults %v, not possible here: %v",
+		s.rounds, s.ops, s.doubts, s.errors, s.events, s.pieces, s.leases, s.longest.Round(time.Millisecond), s.longestLeft.Round(time.Millisecond), s.faults, s.left)
 }
 
 // round puts load and faults on the cluster for a while, lets it settle and checks everything.
@@ -268,6 +268,9 @@ func (s *totals) add(r *record, x *chaos) {
 	for _, o := range r.ops {
 		if o.acked() {
 			s.longest = max(s.longest, o.ret-o.call)
+			if !r.excused(o) {
+				s.longestLeft = max(s.longestLeft, o.ret-o.call)
+			}
 		} else {
 			s.doubts++
 			text := o.err.Error()

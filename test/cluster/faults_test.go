@@ -32,6 +32,9 @@ func (x *fault) excuses(member int, from, to moment) bool {
 	return !x.majority || slices.Contains(x.members, member)
 }
 
+// calm is how long clients may take to connect again once a fault is over.
+const calm = 500 * time.Millisecond
+
 // chaos makes one fault after the other.
 type chaos struct {
 	*rand.Rand
@@ -68,31 +71,25 @@ var makers = []struct {
 
 // run makes faults until ctx ends; then all is well again.
 func (x *chaos) run(ctx context.Context) error {
-	total := 0
-	for _, m := range makers {
-		total += m.weight
+	var chosen []int // makers, each as often as it weighs
+	for i, m := range makers {
+		if (*only == "" || m.name == *only) && (m.name != "replace" || x.swaps) {
+			chosen = append(chosen, slices.Repeat([]int{i}, m.weight)...)
+		}
+	}
+	if len(chosen) == 0 {
+		return fmt.Errorf("there is no fault %q here", *only)
 	}
 	for x.pause_(ctx, 200*time.Millisecond, time.Second) {
-		n := x.IntN(total)
-		i := 0
-		for n >= makers[i].weight {
-			n -= makers[i].weight
-			i++
-		}
+		i := chosen[x.IntN(len(chosen))]
 		name := makers[i].name
-		if *only != "" && name != *only || name == "replace" && !x.swaps {
-			continue
-		}
 		m := x.cluster.Members[x.IntN(len(x.cluster.Members))]
 		if x.IntN(10) < 6 {
 			if leader, err := x.leader(ctx); err == nil {
 				m = leader
 			}
 		}
-		f := &fault{name: name, members: []int{m.Index()}, majority: true, begin: x.load.now(), end: 1 << 62}
-		x.load.mu.Lock()
-		x.load.faults = append(x.load.faults, f)
-		x.load.mu.Unlock()
+		f := x.note(name, m)
 		// Whatever was begun is ended, also when the time is up.
 		whole, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Minute)
 		err := makers[i].make(x, whole, f, m)
@@ -109,13 +106,21 @@ func (x *chaos) run(ctx context.Context) error {
 		if err != nil {
 			return fmt.Errorf("%v: %w", f, err)
 		}
-		// Clients whose connections broke connect again, and calls that were under way end.
-		f.end = x.load.now() + 500*time.Millisecond
+		f.end = x.load.now() + calm
 		if *trace {
 			fmt.Println(f)
 		}
 	}
 	return nil
+}
+
+// note writes a fault down that begins now, and may disturb the clients of a member.
+func (x *chaos) note(name string, m *harness.Member) *fault {
+	f := &fault{name: name, members: []int{m.Index()}, majority: true, begin: x.load.now(), end: 1 << 62}
+	x.load.mu.Lock()
+	x.load.faults = append(x.load.faults, f)
+	x.load.mu.Unlock()
+	return f
 }
 
 func (x *chaos) leader(ctx context.Context) (*harness.Member, error) {
@@ -156,10 +161,18 @@ func (x *chaos) kill(ctx context.Context, f *fault, m *harness.Member) error {
 }
 
 func (x *chaos) stop(ctx context.Context, f *fault, m *harness.Member) error {
+	// Its own clients get all answers, too, and then find nobody to ask.
+	f.members = nil
 	if err := m.Stop(); err != nil {
 		return err
 	}
-	return x.up(ctx, m)
+	again := x.note("start", m)
+	err := x.up(ctx, m)
+	if err == nil {
+		err = m.WaitReady(ctx)
+	}
+	again.end = x.load.now() + calm
+	return err
 }
 
 func (x *chaos) pause(ctx context.Context, f *fault, m *harness.Member) error {
