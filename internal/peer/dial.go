@@ -126,10 +126,13 @@ func parseURLs(raw []string) ([]*url.URL, error) {
 
 func joinURLs(urls []string) string { return strings.Join(urls, ",") }
 
-// Waits between two tries to connect grow from backoffMin by half, up to backoffMax.
+// Waits between two tries to connect grow from backoffMin by half, up to backoffMax, until
+// a stream has stood for steady. One that breaks sooner is not tried again at once either:
+// two members with the same id would take it from each other without end.
 const (
 	backoffMin = time.Millisecond
 	backoffMax = time.Second
+	steady     = time.Second
 )
 
 // sayEvery is how often a trouble that lasts is logged.
@@ -142,18 +145,19 @@ func (r *remote) read(k kind) {
 	var said time.Time
 	for r.ctx.Err() == nil {
 		body, conn, err := r.dialStream(k)
-		stood := err == nil
-		if stood {
+		begin := time.Now()
+		if err == nil {
 			r.stood()
-			backoff, said = backoffMin, time.Time{}
 			log.Info("established a stream from a peer")
 			err = r.receive(k, body, conn)
 			r.ended(err)
+			said = time.Time{}
 		}
+		stood := time.Since(begin)
 		if r.ctx.Err() != nil {
 			return
 		}
-		if stood || time.Since(said) > sayEvery {
+		if time.Since(said) > sayEvery {
 			log.Warn("no stream from a peer", "error", err)
 			said = time.Now()
 		}
@@ -165,15 +169,15 @@ func (r *remote) read(k kind) {
 			// What is written to a member that has nothing to say does not reach it.
 			r.outboxes[k].breakOff(errSilent)
 		}
-		if stood {
-			continue // the first try is at once
-		}
-		wait := backoff/2 + rand.N(backoff)
-		backoff = min(backoff+backoff/2+1, backoffMax)
-		select {
-		case <-time.After(min(wait, backoffMax)):
-		case <-r.kick[k]:
+		if stood > steady {
 			backoff = backoffMin
+			continue
+		}
+		wait := min(backoff/2+rand.N(backoff), backoffMax)
+		backoff = min(backoff+backoff/2, backoffMax)
+		select {
+		case <-time.After(wait):
+		case <-r.kick[k]:
 		case <-r.ctx.Done():
 		}
 	}

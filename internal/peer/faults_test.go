@@ -684,3 +684,22 @@ func TestProbe(t *testing.T) {
 		t.Error(took, diff, err)
 	}
 }
+
+// Two members that say they are the same one take streams from each other, but not
+// without pause.
+func TestSameID(t *testing.T) {
+	a, b, c := start(t, 1, ""), start(t, 2, ""), start(t, 2, "")
+	a.Add(2, []string{b.url})
+	b.Add(1, []string{a.url})
+	c.Add(1, []string{a.url})
+	time.Sleep(1500 * time.Millisecond)
+	n := 0
+	for len(a.h.events) > 0 {
+		if <-a.h.events == "connected 2" {
+			n++
+		}
+	}
+	if n < 3 || n > 60 {
+		t.Errorf("%d streams in 1.5 s", n)
+	}
+}

@@ -179,16 +179,16 @@ func (r *remote) stood() {
 	}
 }
 
-// ended notes that a stream has ended, and why.
+// ended notes that a stream has ended, and why. A try to connect must follow, which tells
+// whether the member is gone.
 func (r *remote) ended(why error) {
-	died := byOther(why)
 	r.mu.Lock()
 	r.standing--
 	last := r.standing == 0
 	if last {
 		r.since = time.Time{}
 	}
-	r.died = r.died || died
+	r.died = r.died || byOther(why)
 	r.mu.Unlock()
 	if last {
 		r.t.met.ActivePeers.With(r.t.self.String(), r.idStr).Add(-1)
@@ -196,9 +196,6 @@ func (r *remote) ended(why error) {
 		if r.ctx.Err() == nil {
 			r.t.log.Warn("peer became inactive", "peer-id", r.idStr, "error", why)
 		}
-	}
-	if died {
-		r.redial() // is it still there?
 	}
 }
 

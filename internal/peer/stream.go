@@ -157,6 +157,7 @@ func (o *outbox) serve(conn net.Conn) {
 	// Even if nothing is dropped here, what the kernel still held may be lost.
 	r.lost(o.detach(s) + unsent)
 	r.ended(s.why)
+	r.redial()
 	if r.ctx.Err() == nil {
 		r.t.log.Warn("lost a stream to a peer", "remote-peer-id", r.idStr, "stream", o.kind.String(), "error", s.why)
 	}
@@ -221,13 +222,13 @@ func (o *outbox) write(s *stream) (unsent int, err error) {
 			if err := writeChunk(s.conn, buf, r.t.o.ReadTimeout); err != nil {
 				return len(ms), err
 			}
+			clear(ms) // free them before the next come
 			r.count.sentBytes.Add(uint64(len(buf) - chunkHead))
 			if empty {
 				r.sent()
 			}
 			tick = false
 		}
-		clear(ms[:cap(ms)])
 		if cap(buf) > bufferKeep {
 			buf = nil
 		}

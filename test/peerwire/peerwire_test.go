@@ -83,7 +83,7 @@ func (s *sink) event(e string) {
 	}
 }
 
-func (s *sink) expect(t *testing.T, event string) {
+func (s *sink) expect(t testing.TB, event string) {
 	t.Helper()
 	for {
 		select {
@@ -97,7 +97,7 @@ func (s *sink) expect(t *testing.T, event string) {
 	}
 }
 
-func (s *sink) next(t *testing.T) *raftpb.Message {
+func (s *sink) next(t testing.TB) *raftpb.Message {
 	t.Helper()
 	select {
 	case m := <-s.messages:
@@ -202,7 +202,7 @@ type pair struct {
 	theirHTTP *http.Server
 }
 
-func newPair(t *testing.T) *pair {
+func newPair(t testing.TB) *pair {
 	t.Helper()
 	p := &pair{ours: newSink(), theirs: newSink(), errors: make(chan error, 1)}
 	serve := func() (net.Listener, string) {
@@ -246,7 +246,7 @@ func newPair(t *testing.T) *pair {
 }
 
 // connect makes the two know each other and waits for all four streams.
-func (p *pair) connect(t *testing.T) {
+func (p *pair) connect(t testing.TB) {
 	t.Helper()
 	p.quorate.Add(etcd, []string{p.theirURL})
 	p.etcd.AddPeer(quorate, []string{p.ourURL})
