@@ -164,6 +164,9 @@ func (r *reader) read(records *bbolt.Bucket, from, to int64) error {
 		if !ok || rev.Sub > subMax {
 			return fmt.Errorf("it is damaged: bucket key has key %x", k)
 		}
+		if r.last != nil && !r.last.rev().Less(rev) {
+			return fmt.Errorf("it is damaged: revision %v follows %v in bucket key", rev, r.last.rev())
+		}
 		if rev.Main >= to {
 			break
 		}

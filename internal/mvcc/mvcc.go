@@ -21,8 +21,8 @@
 // # Goroutines
 //
 // The applier is the caller's. The store has one of its own, the flusher, which writes the
-// file: the tail, the deletions of compactions, and the last step of Defragment. The rest
-// of Defragment runs in its caller's. Close ends the flusher.
+// file: the tail, the deletions of compactions, and the last step of Defragment and of
+// Replace. The rest of these runs in their callers'. Close ends the flusher.
 //
 // One lock, Store.mu, is shared by applier and flusher alone. The applier holds it for one
 // request, the flusher for microseconds and never while it reads or writes the file.
@@ -47,7 +47,7 @@ type Options struct {
 	// OnFailure is called once, by the flusher, when the file can no longer be written for
 	// a reason other than a full disk. The member must stop.
 	OnFailure func(error)
-	// OnLeasedKey is called by Open for every live key that has a lease, in key order. It
+	// OnLeasedKey is called by Open, in the caller's goroutine, for every live key that has a lease, in key order. It
 	// may keep key.
 	OnLeasedKey func(id kv.LeaseID, key []byte)
 	// NoSync leaves out every fsync of the file (--unsafe-no-fsync).

@@ -1,6 +1,7 @@
 package mvcc
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -89,13 +90,16 @@ func openDB(path string, noSync bool) (*bbolt.DB, error) {
 	var db *bbolt.DB
 	var err error
 	for _, size := range mapBytes {
-		db, err = bbolt.Open(path, 0o600, &bbolt.Options{
-			Timeout:         lockTimeout,
-			FreelistType:    bbolt.FreelistMapType,
-			InitialMmapSize: size,
-			MaxSize:         size,
-			NoSync:          noSync,
-			NoGrowSync:      noSync,
+		err = guard(func() (err error) { // it reads the list of free pages
+			db, err = bbolt.Open(path, 0o600, &bbolt.Options{
+				Timeout:         lockTimeout,
+				FreelistType:    bbolt.FreelistMapType,
+				InitialMmapSize: size,
+				MaxSize:         size,
+				NoSync:          noSync,
+				NoGrowSync:      noSync,
+			})
+			return err
 		})
 		if !errors.Is(err, syscall.ENOMEM) {
 			break
@@ -232,10 +236,27 @@ func load(tx *bbolt.Tx, onLeased func(kv.LeaseID, []byte)) (*loaded, error) {
 			return nil, err
 		}
 	}
+	if err := readOthers(tx); err != nil {
+		return nil, err
+	}
 	// The newest records may be gone: they were tombstones, and compacted.
 	l.compactRev = max(l.scheduled, l.finished)
 	l.rev = max(l.rev, l.compactRev)
 	return l, nil
+}
+
+// readOthers goes through the small buckets, so that a damaged page is found before anybody
+// relies on them.
+func readOthers(tx *bbolt.Tx) error {
+	return tx.ForEach(func(name []byte, b *bbolt.Bucket) error {
+		if bytes.Equal(name, bucketKey) {
+			return nil
+		}
+		if b == nil {
+			return fmt.Errorf("it is damaged: %q is not a bucket", name)
+		}
+		return b.ForEach(func(_, _ []byte) error { return nil })
+	})
 }
 
 func (l *loaded) readMeta(meta *bbolt.Bucket) error {

@@ -666,3 +666,88 @@ func TestReplaceUnderReaders(t *testing.T) {
 	}
 	t.Logf("%d reads, %d snapshots, %d defragmentations", reads.Load(), snapshots.Load(), defrags.Load())
 }
+
+// TestReplaceByDamaged overwrites each page of a file in turn. Replace refuses it, or the
+// store can be read and written afterwards: nothing that another member sends may end the
+// process.
+func TestReplaceByDamaged(t *testing.T) {
+	t.Parallel()
+	const pageLen, headerLen = 4096, 16
+	dir := t.TempDir()
+	path, from := filepath.Join(dir, "db"), filepath.Join(dir, "received")
+	whole := damageable(t, from)
+	rnd := rand.New(rand.NewPCG(rand.Uint64(), 5))
+	refused, taken := 0, 0
+	s := mustOpen(t, path, Options{NoSync: true})
+	for at := 0; at < len(whole); at += pageLen {
+		bad := slices.Clone(whole)
+		page := bad[at:][:pageLen]
+		switch rnd.IntN(4) {
+		case 0:
+			clear(page)
+		case 1:
+			copy(page, whole[rnd.IntN(len(whole)/pageLen)*pageLen:])
+		case 2:
+			page = page[headerLen:]
+			fallthrough
+		default:
+			for i := range page {
+				page[i] = byte(rnd.Uint32())
+			}
+		}
+		if err := os.WriteFile(from, bad, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Replace(from, nil); err != nil {
+			refused++
+			continue
+		}
+		taken++
+		v := s.View()
+		list(t, v, kv.Range{})
+		v.Release()
+		for _, name := range allBuckets[1:] {
+			if err := s.ReadBucket(name, func(_, _ []byte) error { return nil }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := s.Hash(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		mustClose(t, s)
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		s = mustOpen(t, path, Options{NoSync: true})
+	}
+	mustClose(t, s)
+	if refused == 0 || taken == 0 {
+		t.Fatalf("%d files refused, %d taken", refused, taken)
+	}
+	t.Logf("%d files refused, %d taken", refused, taken)
+}
+
+// damageable returns the bytes of a file with pages of every kind.
+func damageable(t *testing.T, path string) []byte {
+	s := mustOpen(t, path, Options{NoSync: true})
+	for i := range 300 {
+		for _, bucket := range []string{"lease", "members"} {
+			s.PutBucket(bucket, fmt.Appendf(nil, "%08d", i), make([]byte, 40))
+		}
+	}
+	for i := range 6 {
+		putAll(s, i+1)
+		s.Publish(uint64(i+1), 3)
+	}
+	if _, err := s.Compact(s.Rev() - 2); err != nil {
+		t.Fatal(err)
+	}
+	s.Publish(7, 3)
+	waitCompacted(t, s)
+	mustClose(t, s)
+	b, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}

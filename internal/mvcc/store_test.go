@@ -629,6 +629,8 @@ func TestBadFiles(t *testing.T) {
 		{"index", whole, update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(metaIndex, []byte("1")) }), "consistent_index"},
 		{"mark", whole, update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketMeta).Put(metaFinished, []byte("1")) }), "finishedCompactRev"},
 		{"key", whole, update(func(tx *bbolt.Tx) error { return tx.Bucket(bucketKey).Put([]byte("abc"), nil) }), "bucket key has key"},
+		{"order", bytes.Replace(whole, appendRev(nil, kv.Revision{Main: 2000}, false), appendRev(nil, kv.Revision{Main: 20}, false), 2),
+			nil, "revision 20.0 follows 1999.0"},
 		{"record", whole, update(func(tx *bbolt.Tx) error {
 			return tx.Bucket(bucketKey).Put(appendRev(nil, kv.Revision{Main: 5000}, false), []byte{0xff})
 		}), "record of revision 5000.0"},
