@@ -47,7 +47,7 @@ type Options struct {
 	// OnFailure is called once, by the flusher, when the file can no longer be written for
 	// a reason other than a full disk. The member must stop.
 	OnFailure func(error)
-	// OnLeasedKey is called by Open, in the caller's goroutine, for every live key that has a lease, in key order. It
+	// OnLeasedKey is called by Open for every live key that has a lease, in key order. It
 	// may keep key.
 	OnLeasedKey func(id kv.LeaseID, key []byte)
 	// NoSync leaves out every fsync of the file (--unsafe-no-fsync).
