@@ -57,7 +57,7 @@ func (s lines) campaign(ctx context.Context, r message, stream grpc.ServerStream
 	if err == nil {
 		leader := newMessage(electionpb, "LeaderKey").setBytes("name", name).setBytes("key", p.key).
 			setInt("rev", p.rev).setInt("lease", int64(p.lease))
-		err = stream.SendMsg(newMessage(electionpb, "CampaignResponse").setMessage("header", s.pbHeader(entered)).setMessage("leader", leader))
+		err = newMessage(electionpb, "CampaignResponse").setMessage("header", s.pbHeader(entered)).setMessage("leader", leader).send(stream)
 		if err == nil || !p.created {
 			return err // a key that was there may be of one who leads already
 		}
@@ -86,7 +86,7 @@ func (s lines) proclaim(ctx context.Context, r message, stream grpc.ServerStream
 	if err != nil {
 		return err
 	}
-	return stream.SendMsg(newMessage(electionpb, "ProclaimResponse").setMessage("header", s.pbHeader(rev)))
+	return newMessage(electionpb, "ProclaimResponse").setMessage("header", s.pbHeader(rev)).send(stream)
 }
 
 func (s lines) proclaimKey(ctx context.Context, key []byte, created int64, lease kv.LeaseID, value []byte) (rev int64, err error) {
@@ -108,7 +108,7 @@ func (s lines) resign(ctx context.Context, r message, stream grpc.ServerStream) 
 	if err != nil {
 		return err
 	}
-	return stream.SendMsg(newMessage(electionpb, "ResignResponse").setMessage("header", s.pbHeader(rev)))
+	return newMessage(electionpb, "ResignResponse").setMessage("header", s.pbHeader(rev)).send(stream)
 }
 
 // ifCreatedAt does op if key was created at revision created (0: if it is not there).
@@ -149,7 +149,7 @@ func (s lines) leader(ctx context.Context, r message, stream grpc.ServerStream) 
 }
 
 func (s lines) sendLeader(stream grpc.ServerStream, rev int64, leader *mvccpb.KeyValue) error {
-	return stream.SendMsg(newMessage(electionpb, "LeaderResponse").setMessage("header", s.pbHeader(rev)).setMessage("kv", leader))
+	return newMessage(electionpb, "LeaderResponse").setMessage("header", s.pbHeader(rev)).setMessage("kv", leader).send(stream)
 }
 
 // firstInLine is the key that had the turn at revision rev (0: now), nil if there was none.

@@ -38,7 +38,7 @@ func (s lines) lock(ctx context.Context, r message, stream grpc.ServerStream) er
 	}
 	rev, err := p.awaitTurn(ctx, entered)
 	if err == nil {
-		err = stream.SendMsg(newMessage(lockpb, "LockResponse").setMessage("header", s.pbHeader(rev)).setBytes("key", p.key))
+		err = newMessage(lockpb, "LockResponse").setMessage("header", s.pbHeader(rev)).setBytes("key", p.key).send(stream)
 		if err == nil || !p.created {
 			return err // a key that was there may be held by an earlier call
 		}
@@ -61,5 +61,5 @@ func (s lines) unlock(ctx context.Context, r message, stream grpc.ServerStream) 
 	if err != nil {
 		return err
 	}
-	return stream.SendMsg(newMessage(lockpb, "UnlockResponse").setMessage("header", s.pbHeader(res.Rev)))
+	return newMessage(lockpb, "UnlockResponse").setMessage("header", s.pbHeader(res.Rev)).send(stream)
 }

@@ -3,6 +3,7 @@ package rpc
 import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
+	"google.golang.org/grpc"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protodesc"
 	"google.golang.org/protobuf/reflect/protoreflect"
@@ -119,4 +120,13 @@ func (m message) setInt(name protoreflect.Name, v int64) message {
 func (m message) setMessage(name protoreflect.Name, v proto.Message) message {
 	m.Set(m.field(name), protoreflect.ValueOfMessage(v.ProtoReflect()))
 	return m
+}
+
+// send sends m with its fields in order, as generated code does.
+func (m message) send(stream grpc.ServerStream) error {
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		return err
+	}
+	return stream.SendMsg(Frame{b})
 }
