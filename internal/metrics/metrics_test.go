@@ -16,7 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 )
 
-// golden lists the families of a single etcd 3.7.1 member that was started with
+// golden lists the families of a member of a cluster of etcd 3.7.1, started with
 // --metrics=extensive and served each kind of request once, one a line: name, type,
 // label names, buckets. To make it again:
 //
