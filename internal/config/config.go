@@ -50,7 +50,7 @@ type Config struct {
 
 	HeartbeatInterval  time.Duration // whole milliseconds
 	ElectionTimeout    time.Duration // whole milliseconds, at least 5 heartbeats
-	InitialTickAdvance bool          // accepted: a single voter does not wait anyway
+	InitialTickAdvance bool          // the first election need not wait a whole timeout
 	PreVote            bool
 	MaxLearners        int
 	LearnerServeReads  bool // a learner answers linearizable reads and watches, too

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"slices"
 	"time"
 
 	"quorate/internal/kv"
@@ -109,11 +110,12 @@ func (n *Node) StepLoop() {
 	}
 	n.elect()
 	n.publish()
-	n.reads.ask(n.core)
-	for n.carryOut() || n.proposeBatch() {
+	for asked := true; asked; asked = n.reads.ask(n.core) {
+		for n.carryOut() || n.proposeBatch() {
+		}
+		n.reads.finish(n.core.AppliedIndex())
+		n.publish()
 	}
-	n.reads.finish(n.core.AppliedIndex())
-	n.publish()
 }
 
 func (n *Node) takeIn(a arrival) error {
@@ -331,9 +333,7 @@ func (n *Node) publish() {
 	}
 	if oldLead != lead || oldTerm != term {
 		n.reads.again()
-		if oldTerm != term {
-			n.batches = nil
-		}
+		n.batches = slices.DeleteFunc(n.batches, func(b *batch) bool { return b.handed.Term != term })
 	}
 	n.committed.Store(n.core.Committed())
 	n.alone.Store(n.core.Alone())

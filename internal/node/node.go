@@ -17,6 +17,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -348,8 +349,16 @@ var _ raft.Logger = raftLogger{}
 func (l raftLogger) Debug(v ...any)            { l.log.Debug(fmt.Sprint(v...)) }
 func (l raftLogger) Debugf(f string, v ...any) { l.log.Debug(fmt.Sprintf(f, v...)) }
 func (l raftLogger) Info(v ...any)             { l.log.Info(fmt.Sprint(v...)) }
-func (l raftLogger) Infof(f string, v ...any)  { l.log.Info(fmt.Sprintf(f, v...)) }
-func (l raftLogger) Warning(v ...any)          { l.log.Warn(fmt.Sprint(v...)) }
+func (l raftLogger) Infof(f string, v ...any) {
+	if strings.HasPrefix(f, "entry at index %d missing") {
+		// Raft's answer to a write that it has heard of already with a later one; it is
+		// no news with writes that overlap.
+		l.Debugf(f, v...)
+		return
+	}
+	l.log.Info(fmt.Sprintf(f, v...))
+}
+func (l raftLogger) Warning(v ...any) { l.log.Warn(fmt.Sprint(v...)) }
 func (l raftLogger) Warningf(f string, v ...any) {
 	l.log.Warn(fmt.Sprintf(f, v...))
 }

@@ -208,10 +208,13 @@ func (n *Node) HandOver(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.electionTimeout())
 	defer cancel()
 	n.inbox.put(arrival{call: func() {
-		if heir := n.core.Heir(); heir != raft.None {
-			n.log.Info("handing leadership over", "to", membership.ID(heir).String())
-			n.core.TransferLeader(heir)
+		heir := n.core.Heir()
+		if heir == raft.None {
+			cancel() // nobody to wait for
+			return
 		}
+		n.log.Info("handing leadership over", "to", membership.ID(heir).String())
+		n.core.TransferLeader(heir)
 	}})
 	n.awaitLeader(ctx, func(lead uint64) bool { return lead != n.id && lead != raft.None })
 }
@@ -242,6 +245,9 @@ const clusterVersionEvery = 4 * time.Second
 func (n *Node) decideVersion() (v membership.Version, ok bool) {
 	state := n.cluster.State()
 	lowest := serverVersion.MinorOnly()
+	if !state.Version.Less(lowest) {
+		return lowest, false
+	}
 	for _, m := range state.Members {
 		if uint64(m.ID) == n.id {
 			continue

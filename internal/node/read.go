@@ -34,13 +34,15 @@ type confirmed struct {
 // readRetry is after how long a request that nobody answers is given up.
 const readRetry = 500 * time.Millisecond
 
-// ask starts a request for the fresh reads unless one is under way.
-func (rs *reads) ask(c *consensus.Core) {
+// ask starts a request for the fresh reads, unless one is under way or nobody leads. It
+// reports whether it did.
+func (rs *reads) ask(c *consensus.Core) bool {
 	if rs.number != 0 || len(rs.fresh) == 0 || c.Leader() == raft.None {
-		return
+		return false
 	}
 	rs.asked, rs.fresh = rs.fresh, nil
 	rs.number, rs.at = c.ReadIndex(), time.Now()
+	return true
 }
 
 // answered notes the index for the reads of the request under way.
