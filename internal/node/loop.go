@@ -38,10 +38,16 @@ type change struct {
 // next batch, so that batches grow with the load and no timer is needed.
 const appendingMax = 2
 
+// appending is an Append on its way to the disk.
+type appending struct {
+	message *raftpb.Message
+	durable bool
+}
+
 // loopState is what the loop owns beside core.
 type loopState struct {
-	appending   int       // Appends with the log writer
-	appendingAt time.Time // when the oldest of them was handed over
+	appending   []appending // with the log writer, oldest first
+	appendingAt time.Time   // when the oldest of them was handed over, or came to be the oldest
 	reads       reads
 	batches     []*batch // sent to the leader of this term, oldest first
 	appliedTerm uint64   // of the last entry applied
@@ -126,18 +132,7 @@ func (n *Node) takeIn(a arrival) error {
 			n.log.Debug("message not taken", "type", a.message.GetType().String(), "from", membership.ID(a.message.GetFrom()).String(), "error", err)
 		}
 	case a.appended != nil:
-		if n.appending--; n.appending > 0 {
-			n.appendingAt = time.Now()
-		}
-		send, err := n.core.Appended(a.appended)
-		if err != nil {
-			return err
-		}
-		n.network.Send(send)
-		if snap := a.appended.Snapshot; !raft.IsEmptySnap(snap) {
-			n.newTerm(snap.GetMetadata().GetTerm())
-			n.reconnect()
-		}
+		return n.appended(a.appended)
 	case a.applied != nil:
 		for _, ch := range a.applied.changes {
 			n.core.ApplyConfChange(ch.conf)
@@ -151,6 +146,32 @@ func (n *Node) takeIn(a arrival) error {
 		n.reads.fresh = append(n.reads.fresh, a.read)
 	case a.call != nil:
 		a.call()
+	}
+	return nil
+}
+
+// appended takes note that m is durable. The log writer may be done with what comes after
+// a snapshot before the applier has installed that, but Raft hears of all in order.
+func (n *Node) appended(m *raftpb.Message) error {
+	for i := range n.appending {
+		if n.appending[i].message == m {
+			n.appending[i].durable = true
+			break
+		}
+	}
+	for len(n.appending) > 0 && n.appending[0].durable {
+		m := n.appending[0].message
+		n.appending = slices.Delete(n.appending, 0, 1)
+		n.appendingAt = time.Now()
+		send, err := n.core.Appended(m)
+		if err != nil {
+			return err
+		}
+		n.network.Send(send)
+		if snap := m.Snapshot; !raft.IsEmptySnap(snap) {
+			n.newTerm(snap.GetMetadata().GetTerm())
+			n.reconnect()
+		}
 	}
 	return nil
 }
@@ -234,7 +255,7 @@ func (n *Node) proposeBatch() bool {
 	case n.core.Leader() == raft.None, n.core.Transferring():
 		return false
 	case n.core.Role() == raft.StateLeader:
-		if n.appending >= appendingMax {
+		if len(n.appending) >= appendingMax {
 			return false
 		}
 		leads = n.core.Term()
@@ -294,12 +315,15 @@ func (n *Node) carryOut() bool {
 	}
 	n.send(rd.Send)
 	if rd.Append != nil {
-		if n.appending++; n.appending == 1 {
+		if n.appending = append(n.appending, appending{message: rd.Append}); len(n.appending) == 1 {
 			n.appendingAt = time.Now()
 		}
 		n.appends.put(logWork{write: rd.Append})
 	}
 	if rd.Apply != nil {
+		if n.cfg.OnCommit != nil {
+			n.cfg.OnCommit(rd.Apply.Entries)
+		}
 		n.applies.put(applyWork{entries: rd.Apply})
 	}
 	for _, r := range rd.Reads {
@@ -361,7 +385,7 @@ func (n *Node) publish() {
 // has not answered for half an election timeout, or the whole process was paused. It
 // takes a healthy member to take over; where all are as slow, things stay as they are.
 func (n *Node) stepDownIfSick(now time.Time, paused bool) {
-	stuck := n.appending > 0 && now.Sub(n.appendingAt) > n.cfg.electionTimeout()/2
+	stuck := len(n.appending) > 0 && now.Sub(n.appendingAt) > n.cfg.electionTimeout()/2
 	if !paused && !stuck || n.core.Role() != raft.StateLeader || n.core.Transferring() || now.Before(n.handOverAt) {
 		return
 	}

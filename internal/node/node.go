@@ -82,6 +82,10 @@ type Config struct {
 	Peers   Peers   // asks them; nil: nobody is asked
 	FS      vfs.FS  // where the log is kept; nil: the system's
 
+	// OnCommit, unless nil, is shown the committed entries in order, by the loop when it
+	// hands them to the applier. They must not be changed. A checker looks on with it.
+	OnCommit func(entries []*raftpb.Entry)
+
 	Metrics *metrics.Set
 	Logger  *slog.Logger
 }

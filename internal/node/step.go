@@ -39,3 +39,6 @@ func randomBelow(d time.Duration) time.Duration {
 	rand.Read(b[:]) // never fails
 	return time.Duration(binary.BigEndian.Uint64(b[:]) % uint64(d))
 }
+
+// Committed is the highest entry known to be committed, as of the loop's last turn.
+func (n *Node) Committed() uint64 { return n.committed.Load() }
