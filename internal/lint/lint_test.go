@@ -30,6 +30,7 @@ var order = []string{
 	"internal/bench",
 	"internal/httpapi",
 	"internal/rpc",
+	"internal/sim", // tests alone
 	"internal/node",
 	"internal/peer",
 	"internal/config",

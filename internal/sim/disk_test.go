@@ -1,0 +1,136 @@
+package sim
+
+import (
+	"errors"
+	"hash/fnv"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"quorate/internal/vfs"
+)
+
+// errDead is what a disk answers whose machine is off.
+var errDead = errors.New("the machine is off")
+
+// disk is a member's: the log is in memory, the store's file a real one below dir.
+type disk struct {
+	w       *world
+	member  int
+	mem     *vfs.Mem
+	dead    chan struct{}
+	opening atomic.Bool // nothing is slow then: the world's goroutine waits for it
+
+	mu         sync.Mutex
+	syncMax    time.Duration
+	stuckUntil time.Time
+}
+
+func newDisk(w *world, member int, mem *vfs.Mem) *disk {
+	d := &disk{w: w, member: member, mem: mem, dead: make(chan struct{}), syncMax: w.plan.syncMax}
+	mem.Hook = d.hook
+	return d
+}
+
+// fs is the file system as the member has it.
+func (d *disk) fs() vfs.FS {
+	if d.w.plan.plant.lyingDisk {
+		return lyingFS{d.mem}
+	}
+	return d.mem
+}
+
+// hook makes syncs take their time. How long depends on nothing but the seed and what is
+// synced when, so that it does not matter which goroutine comes first.
+func (d *disk) hook(op vfs.Op) error {
+	select {
+	case <-d.dead:
+		return errDead
+	default:
+	}
+	if d.opening.Load() || op.Kind != "sync" && op.Kind != "syncdir" {
+		return nil
+	}
+	h := fnv.New64a()
+	_, _ = h.Write([]byte(filepath.Base(op.Name))) // cannot fail
+	d.mu.Lock()
+	wait := time.Duration(mix(d.w.seed, uint64(d.member), h.Sum64(), uint64(d.w.now())) % uint64(max(1, d.syncMax)))
+	wait = max(wait, time.Until(d.stuckUntil))
+	d.mu.Unlock()
+	select {
+	case <-time.After(wait):
+		return nil
+	case <-d.dead:
+		return errDead
+	}
+}
+
+// stick has all syncs hang for a while.
+func (d *disk) stick(until time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.stuckUntil = time.Now().Add(until)
+}
+
+// slow sets how long syncs take at most.
+func (d *disk) slow(max time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.syncMax = max
+}
+
+// lyingFS is a disk that says it has synced and has not. A planted fault.
+type lyingFS struct{ vfs.FS }
+
+type lyingFile struct{ vfs.File }
+
+func (f lyingFile) Sync() error { return nil }
+
+func (l lyingFS) Open(name string) (vfs.File, error) {
+	f, err := l.FS.Open(name)
+	return lyingFile{f}, err
+}
+
+func (l lyingFS) Create(name string) (vfs.File, error) {
+	f, err := l.FS.Create(name)
+	return lyingFile{f}, err
+}
+
+// scratch is a directory for the run's files, in memory where the system has such a place:
+// nothing in them has to survive the run.
+func scratch(t *testing.T) string {
+	if dir, err := os.MkdirTemp("/dev/shm", "quorate-sim-"); err == nil {
+		t.Cleanup(func() {
+			if err := os.RemoveAll(dir); err != nil {
+				t.Error(err)
+			}
+		})
+		return dir
+	}
+	return t.TempDir()
+}
+
+// copyDir copies the files of a directory and those below it.
+func copyDir(from, to string) error { return os.CopyFS(to, os.DirFS(from)) }
+
+// crash is the disk as a crash leaves it: the log may have lost or torn what was not
+// synced, the store's file is as its last commit left it.
+func (d *disk) crash(dir string, seed uint64) (*disk, error) {
+	after := newDisk(d.w, d.member, d.mem.Crash(seed))
+	old := dir + ".old"
+	err := errors.Join(os.RemoveAll(old), os.Rename(dir, old))
+	if err == nil {
+		err = copyDir(old, dir)
+	}
+	close(d.dead)
+	return after, err
+}
+
+// mkdirs makes the directories that the member expects to find, beside those that it
+// makes in the real file system.
+func (d *disk) mkdirs(dir string) error {
+	return d.mem.Mkdir(filepath.Join(dir, "member", "snap"))
+}

@@ -1,0 +1,389 @@
+package sim
+
+import (
+	"cmp"
+	"container/heap"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/cryptotest"
+	"testing/synctest"
+	"time"
+)
+
+// plan is what a run is made of. draw takes it from a seed; tests change it.
+type plan struct {
+	members    int
+	clients    int
+	watchers   int
+	keys       int
+	active     time.Duration // how long there are faults
+	faultEvery time.Duration // on average; 0: none
+	thinkMax   time.Duration // between two requests of a client
+	tick       time.Duration
+	elections  int // ticks
+
+	stepMax   time.Duration // until a turn that is due takes place
+	delayMin  time.Duration // of messages
+	delayMax  time.Duration
+	loss      float64 // share of messages that are lost, with the connection
+	duplicate float64
+	reorder   float64
+	syncMax   time.Duration // of the disk
+
+	snapshotCount  uint64
+	catchUpEntries int
+	segmentBytes   int64
+
+	only []string // names of the faults that there are; nil: all
+
+	// Planted faults; see planted_test.go.
+	plant plant
+}
+
+func draw(seed uint64) plan {
+	r := rand.New(rand.NewPCG(seed, 1))
+	pick := func(max float64) float64 { // often none
+		if r.IntN(2) == 0 {
+			return 0
+		}
+		return r.Float64() * max
+	}
+	p := plan{
+		members:        3,
+		clients:        3 + r.IntN(3),
+		watchers:       1 + r.IntN(2),
+		keys:           1 + r.IntN(4),
+		active:         time.Duration(2000+r.IntN(3000)) * time.Millisecond,
+		faultEvery:     time.Duration(100+r.IntN(900)) * time.Millisecond,
+		thinkMax:       time.Duration(5+r.IntN(100)) * time.Millisecond,
+		tick:           50 * time.Millisecond,
+		elections:      5 + r.IntN(6),
+		stepMax:        time.Duration(1+r.IntN(500)) * time.Microsecond,
+		delayMin:       50 * time.Microsecond,
+		delayMax:       time.Duration(100+r.IntN(20_000)) * time.Microsecond,
+		loss:           pick(0.05),
+		duplicate:      pick(0.1),
+		reorder:        pick(0.3),
+		syncMax:        time.Duration(100+r.IntN(20_000)) * time.Microsecond,
+		snapshotCount:  uint64(5 + r.IntN(60)),
+		catchUpEntries: 1 + r.IntN(60),
+		segmentBytes:   16 << 10,
+	}
+	if r.IntN(4) == 0 {
+		p.members = 5
+	}
+	return p
+}
+
+// world is one run.
+type world struct {
+	t       *testing.T
+	seed    uint64
+	plan    plan
+	rnd     *rand.Rand
+	dir     string
+	start   time.Time
+	queue   events
+	events  int // that have happened
+	members []*member
+	net     *network
+	clients []*client
+	looks   []*watcher
+	check   *checker
+	calm    bool // the faults are over
+	over    bool
+
+	trace   uint64 // hash of all that has happened
+	told    []string
+	verbose bool
+
+	mu    sync.Mutex
+	posts []post // of other goroutines
+}
+
+// post is what a goroutine wants to happen, in an order that does not depend on which of
+// them was faster.
+type post struct {
+	order int
+	do    func()
+}
+
+func (w *world) post(order int, do func()) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.posts = append(w.posts, post{order, do})
+}
+
+// now is the virtual time since the start.
+func (w *world) now() time.Duration { return time.Since(w.start) }
+
+// chance is true with probability p.
+func (w *world) chance(p float64) bool { return p > 0 && w.rnd.Float64() < p }
+
+// between is a random time from lo up to hi.
+func (w *world) between(lo, hi time.Duration) time.Duration {
+	return lo + time.Duration(w.rnd.Int64N(int64(max(1, hi-lo))))
+}
+
+// later has do happen after d.
+func (w *world) later(d time.Duration, do func()) {
+	heap.Push(&w.queue, &event{at: w.now() + d, order: w.queue.next(), do: do})
+}
+
+// note adds to the trace.
+func (w *world) note(what string, args ...uint64) {
+	h := w.trace
+	mix := func(x uint64) { h = (h ^ x) * 0x100000001b3; h ^= h >> 29 }
+	mix(uint64(w.now()))
+	for i := range len(what) {
+		mix(uint64(what[i]))
+	}
+	for _, a := range args {
+		mix(a)
+	}
+	w.trace = h
+	if w.verbose {
+		w.told = append(w.told, fmt.Sprintf("%12s %s %x", w.now(), what, args))
+	}
+}
+
+// say adds to the trace what only matters for reading it.
+func (w *world) say(format string, args ...any) {
+	if w.verbose {
+		w.told = append(w.told, fmt.Sprintf("%12s "+format, append([]any{w.now()}, args...)...))
+	}
+}
+
+// fail notes a violation. The run ends.
+func (w *world) fail(format string, args ...any) {
+	w.check.violation(fmt.Sprintf(format, args...))
+}
+
+// outcome is what is left of a run.
+type outcome struct {
+	trace      uint64
+	violations []string
+	told       []string
+	stats      stats
+}
+
+// stats say what a run saw, so that tests can tell that it was worth something.
+type stats struct {
+	events, messages, requests, acknowledged, unknown int
+	crashes, snapshots, leaders, elapsed              int
+}
+
+// simulate runs one seed. change, unless nil, changes the plan.
+func simulate(t *testing.T, seed uint64, verbose bool, change func(*plan)) outcome {
+	cryptotest.SetGlobalRandom(t, seed)
+	p := draw(seed)
+	if change != nil {
+		change(&p)
+	}
+	var out outcome
+	dir := scratch(t)
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{
+			t: t, seed: seed, plan: p, rnd: rand.New(rand.NewPCG(seed, 2)), dir: dir, start: time.Now(), verbose: verbose,
+		}
+		w.check = newChecker(w)
+		w.net = newNetwork(w)
+		w.run()
+		w.check.finish()
+		w.check.stats.events = w.events
+		w.check.stats.elapsed = int(w.now() / time.Millisecond)
+		out = outcome{w.trace, w.check.violations, w.told, w.check.stats}
+	})
+	return out
+}
+
+func (w *world) run() {
+	initial := ""
+	for i := range w.plan.members {
+		initial += fmt.Sprintf(",m%d=http://10.0.0.%d:2380", i, i)
+	}
+	for i := range w.plan.members {
+		w.members = append(w.members, newMember(w, i, initial[1:]))
+	}
+	for _, m := range w.members {
+		m.open()
+	}
+	for i := range w.plan.clients {
+		w.clients = append(w.clients, newClient(w, i))
+	}
+	for i := range w.plan.watchers {
+		w.looks = append(w.looks, newWatcher(w, i))
+	}
+	if w.plan.faultEvery > 0 {
+		w.later(w.between(0, 2*w.plan.faultEvery), w.fault)
+	}
+	w.later(w.plan.active, w.quiet)
+	w.turn(func() {})
+	for w.queue.Len() > 0 && !w.over && len(w.check.violations) == 0 {
+		e := heap.Pop(&w.queue).(*event)
+		if d := e.at - w.now(); d > 0 {
+			time.Sleep(d)
+			w.turn(func() {})
+		}
+		w.turn(e.do)
+		w.events++
+	}
+	for _, c := range w.clients {
+		c.stop()
+	}
+	for _, l := range w.looks {
+		l.stop()
+	}
+	for _, m := range w.members {
+		m.stop()
+	}
+	time.Sleep(time.Minute) // a store gives the blocks of a replaced file back in its time
+}
+
+// turn lets do happen and whatever follows from it.
+func (w *world) turn(do func()) {
+	do()
+	synctest.Wait()
+	w.mu.Lock()
+	posts := w.posts
+	w.posts = nil
+	w.mu.Unlock()
+	slices.SortStableFunc(posts, func(a, b post) int { return cmp.Compare(a.order, b.order) })
+	for _, p := range posts {
+		p.do()
+	}
+	for _, m := range w.members {
+		m.poll()
+	}
+	for _, c := range w.clients {
+		c.poll()
+	}
+	for _, l := range w.looks {
+		l.poll()
+	}
+}
+
+// quiet ends the faults, and the run once the cluster has settled.
+func (w *world) quiet() {
+	w.note("quiet")
+	w.calm = true
+	w.plan.loss, w.plan.duplicate, w.plan.reorder = 0, 0, 0
+	w.plan.delayMax = min(w.plan.delayMax, time.Millisecond)
+	w.plan.syncMax = min(w.plan.syncMax, time.Millisecond)
+	w.net.heal()
+	for _, m := range w.members {
+		m.recover()
+	}
+	w.later(settleMax, func() { w.fail("the cluster has not settled: %s", w.describe()) })
+	w.awaitSettled()
+}
+
+// settleMax is within what time the cluster must serve and be equal after the faults:
+// longer than any request waits.
+const settleMax = 20 * time.Second
+
+// awaitSettled asks the clients for one last request each, and ends the run once they are
+// answered, and members and watchers are equal.
+func (w *world) awaitSettled() {
+	w.later(w.plan.tick, func() {
+		if w.settled() {
+			w.over = true
+			return
+		}
+		w.awaitSettled()
+	})
+}
+
+func (w *world) settled() bool {
+	for _, c := range w.clients {
+		if !c.last {
+			return false
+		}
+	}
+	var applied uint64
+	for i, m := range w.members {
+		if m.gone {
+			continue
+		}
+		if m.n == nil {
+			return false
+		}
+		at := m.applied()
+		if i > 0 && at != applied || at != w.check.committedTo() {
+			return false
+		}
+		applied = at
+	}
+	for _, l := range w.looks {
+		if !l.caughtUp() {
+			return false
+		}
+	}
+	return true
+}
+
+func (w *world) describe() string {
+	var b strings.Builder
+	for _, m := range w.members {
+		if m.n == nil {
+			fmt.Fprintf(&b, "%s down; ", m.cfg.Name)
+			continue
+		}
+		s := m.n.Status()
+		fmt.Fprintf(&b, "%s term %d leader %x committed %d applied %d; ", m.cfg.Name, s.Term, s.Leader, s.Index, s.Applied)
+	}
+	for _, c := range w.clients {
+		if !c.last {
+			fmt.Fprintf(&b, "client %d waits: %v; ", c.i, c.op)
+		}
+	}
+	for _, l := range w.looks {
+		if !l.caughtUp() {
+			fmt.Fprintf(&b, "watcher %d is at %d of %d; ", l.i, l.next, w.check.rev)
+		}
+	}
+	return b.String()
+}
+
+// event is something that happens at a time.
+type event struct {
+	at    time.Duration
+	order uint64 // between events of one time
+	do    func()
+}
+
+type events struct {
+	heap []*event
+	last uint64
+}
+
+func (q *events) next() uint64 { q.last++; return q.last }
+func (q *events) Len() int     { return len(q.heap) }
+func (q *events) Less(i, j int) bool {
+	a, b := q.heap[i], q.heap[j]
+	return a.at < b.at || a.at == b.at && a.order < b.order
+}
+func (q *events) Swap(i, j int) { q.heap[i], q.heap[j] = q.heap[j], q.heap[i] }
+func (q *events) Push(x any)    { q.heap = append(q.heap, x.(*event)) }
+func (q *events) Pop() any {
+	last := len(q.heap) - 1
+	e := q.heap[last]
+	q.heap[last] = nil
+	q.heap = q.heap[:last]
+	return e
+}
+
+// mix is a hash of its arguments: chance for those that have no turn of their own.
+func mix(args ...uint64) uint64 {
+	h := uint64(0x9e3779b97f4a7c15)
+	for _, a := range args {
+		h ^= a
+		h *= 0xff51afd7ed558ccd
+		h ^= h >> 32
+	}
+	return h
+}
