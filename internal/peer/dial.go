@@ -213,10 +213,13 @@ func (r *remote) dialStream(k kind) (body io.Reader, conn net.Conn, err error) {
 	return nil, nil, last
 }
 
+// readBuffer is how much is read from a connection at a time.
+const readBuffer = 64 << 10
+
 // request asks at the other end of conn for the stream of kind k, and returns what it
 // brings.
 func (r *remote) request(k kind, u *url.URL, conn net.Conn) (io.Reader, error) {
-	stop := context.AfterFunc(r.ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
+	stop := context.AfterFunc(r.ctx, func() { conn.Close() })
 	defer stop()
 	target := &url.URL{Scheme: u.Scheme, Host: u.Host, Path: pathStream + k.path() + "/" + r.t.self.String()}
 	req, err := http.NewRequestWithContext(r.ctx, http.MethodGet, target.String(), nil)
@@ -229,7 +232,7 @@ func (r *remote) request(k kind, u *url.URL, conn net.Conn) (io.Reader, error) {
 	if err := req.Write(limited); err != nil {
 		return nil, fmt.Errorf("ask for a stream: %w", err)
 	}
-	resp, err := http.ReadResponse(bufio.NewReader(limited), req)
+	resp, err := http.ReadResponse(bufio.NewReaderSize(limited, readBuffer), req)
 	if err != nil {
 		return nil, fmt.Errorf("ask for a stream: %w", err)
 	}
@@ -270,7 +273,7 @@ func (r *remote) receive(k kind, body io.Reader, conn net.Conn) (err error) {
 			}
 		}
 	}()
-	d := decoder{r: bufio.NewReaderSize(body, 64<<10), kind: k, local: r.t.self, remote: r.id}
+	d := decoder{r: bufio.NewReader(body), kind: k, local: r.t.self, remote: r.id}
 	for {
 		m, n, err := d.next()
 		if err != nil {

@@ -233,11 +233,11 @@ func TestNetworkFaults(t *testing.T) {
 
 // Idle streams are kept alive by heartbeats of the link.
 func TestIdle(t *testing.T) {
-	quick := func(o *Options) { o.ReadTimeout = 200 * time.Millisecond }
+	quick := func(o *Options) { o.ReadTimeout = time.Second }
 	a, b := start(t, 1, "", quick), start(t, 2, "", quick)
 	connect(t, a, b)
 	since := a.ActiveSince(2)
-	time.Sleep(time.Second)
+	time.Sleep(2500 * time.Millisecond)
 	if got := a.ActiveSince(2); got != since {
 		t.Errorf("active since %v, was %v", got, since)
 	}
@@ -287,11 +287,16 @@ func TestSlowPeer(t *testing.T) {
 	}
 	t.Logf("%d rounds beside a member that reads nothing took %v", rounds, time.Since(begin))
 	a.h.expect(t, "lost 3")
+	// By now the kernel takes no more, so that it is one burst.
+	a.h.never(t, "nothing", 10*time.Millisecond)
+	for i := range uint64(rounds) {
+		a.Send([]*raftpb.Message{message(raftpb.MsgApp, 1, 3, i, big)})
+	}
 	a.h.never(t, "lost 3", 10*time.Millisecond)
 	r := a.remote(3)
 	dropped := r.count.sentFailed.Value()
 	if dropped < rounds {
-		t.Errorf("%d messages were dropped of %d", dropped, 2*rounds)
+		t.Errorf("%d messages were dropped of %d", dropped, 3*rounds)
 	}
 	for k := range r.outboxes {
 		o := &r.outboxes[k]
@@ -591,6 +596,7 @@ func TestStrangers(t *testing.T) {
 func TestUpdate(t *testing.T) {
 	a := start(t, 1, "")
 	a.Add(2, []string{"http://" + freeAddr(t)})
+	a.h.never(t, "gone 2", 20*time.Millisecond) // nobody has been there
 	b := start(t, 2, "")
 	b.Add(1, []string{a.url})
 	a.reaches(t, b) // b dials a

@@ -186,7 +186,6 @@ func (o *outbox) write(s *stream) (unsent int, err error) {
 	enc := encoder{kind: o.kind}
 	heartbeat := time.NewTicker(r.t.o.ReadTimeout / 3)
 	defer heartbeat.Stop()
-	quiet := false // nothing was written since the last tick
 	var ms []*raftpb.Message
 	var buf []byte
 	for {
@@ -208,17 +207,13 @@ func (o *outbox) write(s *stream) (unsent int, err error) {
 					return len(ms), err
 				}
 			}
-			switch {
-			case len(ms) > 0:
-				quiet = false
-			case tick && quiet:
+			if len(ms) == 0 {
+				if !tick {
+					continue
+				}
 				buf = enc.heartbeat(buf)
-			case tick:
-				quiet = true
-				continue
-			default:
-				continue
 			}
+			tick = false
 			if err := writeChunk(s.conn, buf, r.t.o.ReadTimeout); err != nil {
 				return len(ms), err
 			}
@@ -227,7 +222,6 @@ func (o *outbox) write(s *stream) (unsent int, err error) {
 			if empty {
 				r.sent()
 			}
-			tick = false
 		}
 		if cap(buf) > bufferKeep {
 			buf = nil

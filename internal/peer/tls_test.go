@@ -7,6 +7,8 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"io"
+	"log"
 	"math/big"
 	"net"
 	"net/http"
@@ -79,7 +81,7 @@ func TestTLS(t *testing.T) {
 			return &tls.Config{Certificates: []tls.Certificate{*a.issue(t)}, RootCAs: a.pool}
 		}
 		n.Transport = New(Options{ServerVersion: "3.7.1", PeerURLs: []string{n.url}, ClientTLS: config, ReadTimeout: time.Second})
-		n.http = &http.Server{Handler: n.Handler(), TLSConfig: &tls.Config{
+		n.http = &http.Server{Handler: n.Handler(), ErrorLog: log.New(io.Discard, "", 0), TLSConfig: &tls.Config{
 			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
 				a := current.Load()
 				return &tls.Config{
