@@ -26,9 +26,10 @@ type Backend interface {
 	Watch() *watch.Hub
 	Leases() *lease.Lessor
 
-	// RenewLease and TimeToLive ask the leader where this member does not lead, and wait
-	// through a change of leader. RenewLease returns kv.ErrLeaseNotFound if there is no
-	// such lease; TimeToLive then returns a TTL of -1. Its response has no header yet.
+	// RenewLease and TimeToLive ask the leader where this member does not lead, wait
+	// through a change of leader, and know of all leases that were granted before the call.
+	// RenewLease returns kv.ErrLeaseNotFound if there is no such lease; TimeToLive then
+	// returns a TTL of -1. Its response has no header yet.
 	RenewLease(ctx context.Context, id kv.LeaseID) (ttl int64, err error)
 	TimeToLive(ctx context.Context, id kv.LeaseID, keys bool) (*pb.LeaseTimeToLiveResponse, error)
 

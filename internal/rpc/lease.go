@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"context"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -111,11 +110,7 @@ func (s leaseService) timeToLive(stream grpc.ServerStream, c *call) error {
 	if err := decode(c, &r); err != nil {
 		return err
 	}
-	ctx := stream.Context()
-	if err := s.ReadIndex(ctx); err != nil {
-		return err
-	}
-	t, err := s.TimeToLive(ctx, kv.LeaseID(r.ID), r.Keys)
+	t, err := s.TimeToLive(stream.Context(), kv.LeaseID(r.ID), r.Keys)
 	if err != nil {
 		return err
 	}
@@ -223,8 +218,11 @@ func (s leaseService) renewals(stream grpc.ServerStream) error {
 		// The header is as of before the renewal: a lease that was revoked at a revision
 		// must not seem to have been renewed after it.
 		h := s.header(s.revision())
-		ttl, err := s.renew(stream.Context(), id)
-		if err != nil && !errors.Is(err, kv.ErrLeaseNotFound) {
+		ttl, err := s.RenewLease(stream.Context(), id)
+		if errors.Is(err, kv.ErrLeaseNotFound) {
+			ttl, err = 0, nil
+		}
+		if err != nil {
 			return err
 		}
 		b := wire.AppendHeader(make([]byte, 0, headerMax+2*fieldOverhead), &h)
@@ -233,22 +231,6 @@ func (s leaseService) renewals(stream grpc.ServerStream) error {
 			return err
 		}
 	}
-}
-
-// renew returns the TTL that lease id has again; 0 and kv.ErrLeaseNotFound if there is no
-// such lease.
-func (s leaseService) renew(ctx context.Context, id kv.LeaseID) (ttl int64, err error) {
-	if ttl, err = s.RenewLease(ctx, id); !errors.Is(err, kv.ErrLeaseNotFound) {
-		return ttl, err
-	}
-	// It may have been granted, but not applied here yet.
-	if err := s.ReadIndex(ctx); err != nil {
-		return 0, err
-	}
-	if ttl, err = s.RenewLease(ctx, id); err != nil {
-		ttl = 0
-	}
-	return ttl, err
 }
 
 // keepAliveID is the id in a LeaseKeepAliveRequest.

@@ -394,3 +394,39 @@ func TestLockLostConfirmation(t *testing.T) {
 	}
 	wantStatus(t, "who waited", ended(t, "who waited", waits), codes.Unknown, "mutex: session is expired")
 }
+
+// TestLockWakesOne: the end of a key wakes the one behind it, and nobody else.
+func TestLockWakesOne(t *testing.T) {
+	const waiters = 30
+	m, conn := serveMember(t)
+	c, ctx := lineClient{conn}, t.Context()
+	var waits []<-chan error
+	for lease := range int64(waiters + 1) {
+		grant(t, conn, lease+1)
+		if lease == 0 {
+			if _, err := c.lock(ctx, "a", 1); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		waits = append(waits, waiting(t, m, c, ctx, "a", lease+1))
+	}
+	for m.hub.Stats().Watchers != 2*waiters {
+		time.Sleep(time.Millisecond)
+	}
+	reads := m.reads.Load()
+	for i, done := range waits {
+		if err := c.unlock(ctx, fmt.Appendf(nil, "a/%x", i+1)); err != nil {
+			t.Fatal(err)
+		}
+		if err := ended(t, "who is next", done); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := m.hub.Stats().Events; n != waiters {
+		t.Errorf("%d ends were told %d times", waiters, n)
+	}
+	if n := m.reads.Load() - reads; n != waiters {
+		t.Errorf("%d read indexes for %d turns", n, waiters)
+	}
+}

@@ -192,3 +192,19 @@ func TestReplyParts(t *testing.T) {
 		}
 	}
 }
+
+// TestHugeChunk: a part of a reply is charged for what it needs, whatever lies in the pool.
+func TestHugeChunk(t *testing.T) {
+	for range 10 { // a pool may forget
+		huge := make([]byte, 64<<20)
+		chunks.Put(&huge)
+		a := &account{memory: newReplyMemory(1 << 30)}
+		var r reply
+		r.reset(t.Context(), a)
+		r.room(1<<20 + 1)
+		if a.held > 3<<20 {
+			t.Fatalf("%d bytes are charged", a.held)
+		}
+		r.free()
+	}
+}

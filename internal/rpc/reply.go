@@ -51,7 +51,7 @@ func (r *reply) room(n int) []byte {
 	if first {
 		n += len(r.cur)
 	}
-	next := chunks.Get(max(n, chunkBytes))
+	next := getChunk(max(n, chunkBytes))
 	if err := r.charge(int64(cap(*next))); err != nil {
 		chunks.Put(next)
 		r.free()
@@ -68,6 +68,18 @@ func (r *reply) room(n int) []byte {
 	}
 	r.cur = (*next)[:0]
 	return r.cur
+}
+
+// getChunk returns a buffer of at least n bytes, and not much more: the pool, which others
+// share, may hand out a huge one for a large one.
+func getChunk(n int) *[]byte {
+	b := chunks.Get(n)
+	if n <= chunkBytes || cap(*b) <= 2*n {
+		return b
+	}
+	chunks.Put(b)
+	own := make([]byte, n)
+	return &own
 }
 
 // charge takes n bytes of the memory for replies.

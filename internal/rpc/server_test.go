@@ -258,7 +258,7 @@ func TestHealth(t *testing.T) {
 
 func TestUnknownMethods(t *testing.T) {
 	_, conn := serveMember(t)
-	for _, method := range []string{"/v3lockpb.Lock/Lock", "/v3electionpb.Election/Leader", "/etcdserverpb.KV/Nothing", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"} {
+	for _, method := range []string{"/v3lockpb.Lock/Nothing", "/v4lockpb.Lock/Lock", "/etcdserverpb.KV/Nothing", "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"} {
 		var reply []byte
 		if err := conn.Invoke(t.Context(), method, []byte{}, &reply, grpc.ForceCodec(rawCodec{})); status.Code(err) != codes.Unimplemented {
 			t.Errorf("%s: %v", method, err)
