@@ -122,6 +122,7 @@ func (n *Node) measure() {
 	m.ProposalsApplied.Read(func() float64 { return float64(n.Status().Applied) })
 	m.ProposalsPending.Read(func() float64 { return float64(n.proposals.count()) })
 	m.DBSize.Read(func() float64 { total, _ := n.store.Size(); return float64(total) })
+	m.OpenReads.Read(func() float64 { return float64(n.store.OpenReads()) })
 	m.DBInUse.Read(func() float64 { _, inUse := n.store.Size(); return float64(inUse) })
 }
 

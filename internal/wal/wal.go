@@ -333,12 +333,19 @@ func fits(entries []*raftpb.Entry) int {
 // SaveSnapshot marks that entries up to s.Index are no longer needed for recovery, and
 // returns once the mark is on disk. If s comes from another member, the mark must be
 // saved before the store that holds the state takes the place of the old one; hs then says
-// that s is committed, and is written in one step with the mark. Else hs is nil.
+// that s is committed, and is written in one step with the mark. Else hs is nil. A mark
+// older than the last is of no use any more and not written.
 func (l *Log) SaveSnapshot(s Snapshot, hs *raftpb.HardState) error {
 	l.writing.Lock()
 	defer l.writing.Unlock()
 	if s.ConfState == nil && s.Index > 0 {
 		return fmt.Errorf("save snapshot mark %d: conf state is missing", s.Index)
+	}
+	l.mu.Lock()
+	stale := s.Index < l.mu.mark
+	l.mu.Unlock()
+	if stale {
+		return l.broken
 	}
 	mark, err := appendSnapshot(nil, s)
 	if err != nil {

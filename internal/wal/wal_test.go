@@ -221,6 +221,11 @@ func TestSnapshotFromLeaderReplacesWhatWasNeverCommitted(t *testing.T) {
 				keep = nil
 			}
 			sameEntries(t, rec.Entries, keep)
+			// A mark of before, which was under way meanwhile, must not count any more.
+			stale := Snapshot{Index: 2, Term: tc.old[1].GetTerm(), ConfState: mark.ConfState}
+			if err := l.SaveSnapshot(stale, nil); err != nil {
+				t.Fatal(err)
+			}
 			more := entries(51, 52, 3, 100)
 			if err := l.Append(more, nil, true); err != nil {
 				t.Fatal(err)
