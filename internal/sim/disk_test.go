@@ -3,6 +3,8 @@ package sim
 import (
 	"errors"
 	"hash/fnv"
+	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -113,17 +115,58 @@ func scratch(t *testing.T) string {
 	return t.TempDir()
 }
 
-// copyDir copies the files of a directory and those below it.
-func copyDir(from, to string) error { return os.CopyFS(to, os.DirFS(from)) }
+// copyDir copies the files of a directory and those below it. Of the store's file only
+// used bytes have ever been written.
+func copyDir(from, to string, used int64) error {
+	return filepath.WalkDir(from, func(path string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		rel, err := filepath.Rel(from, path)
+		if err != nil {
+			return err
+		}
+		target := filepath.Join(to, rel)
+		if d.IsDir() {
+			return os.MkdirAll(target, 0o700)
+		}
+		info, err := d.Info()
+		if err != nil {
+			return err
+		}
+		size := info.Size()
+		if d.Name() == "db" {
+			size = min(size, used)
+		}
+		return copyFile(path, target, size, info.Size())
+	})
+}
+
+// copyFile copies the first n bytes of a file and makes the copy size bytes long.
+func copyFile(from, to string, n, size int64) error {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer src.Close() // nothing was written
+	data := make([]byte, n)
+	if _, err := io.ReadFull(src, data); err != nil {
+		return err
+	}
+	if err := os.WriteFile(to, data, 0o600); err != nil {
+		return err
+	}
+	return os.Truncate(to, size)
+}
 
 // crash is the disk as a crash leaves it: the log may have lost or torn what was not
 // synced, the store's file is as its last commit left it.
-func (d *disk) crash(dir string, seed uint64) (*disk, error) {
+func (d *disk) crash(dir string, used int64, seed uint64) (*disk, error) {
 	after := newDisk(d.w, d.member, d.mem.Crash(seed))
 	old := dir + ".old"
 	err := errors.Join(os.RemoveAll(old), os.Rename(dir, old))
 	if err == nil {
-		err = copyDir(old, dir)
+		err = copyDir(old, dir, used)
 	}
 	close(d.dead)
 	return after, err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing/synctest"
 	"time"
@@ -254,7 +255,8 @@ func (m *member) crash(machine bool) {
 	w.check.stats.crashes++
 	m.n = nil
 	w.net.down(m.end, machine)
-	after, err := m.disk.crash(m.dir, mix(w.seed, uint64(m.i), uint64(m.runs)))
+	used, _ := n.Store().Size()
+	after, err := m.disk.crash(m.dir, used, mix(w.seed, uint64(m.i), uint64(m.runs)))
 	if err != nil {
 		w.fail("crash %s: %v", m.cfg.Name, err)
 		return
@@ -380,6 +382,7 @@ func (t *teller) Handle(_ context.Context, r slog.Record) error {
 		s += " " + a.String()
 		return true
 	})
+	s = strings.ReplaceAll(s, t.w.dir, "")
 	t.w.mu.Lock()
 	defer t.w.mu.Unlock()
 	t.w.told = append(t.w.told, fmt.Sprintf("%12s %s", t.w.now(), s))

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"io"
 	"sync"
@@ -378,10 +379,11 @@ func (a asker) ask(ctx context.Context, urls []string, fn func(peer.Handler) err
 	if !ok {
 		return peer.ErrUnreachable
 	}
-	if err := fn(to.h); err != nil {
-		return err
+	err := fn(to.h)
+	if now, ok := a.net.open(direction{a.m.id, id}); !ok || now != to {
+		return peer.ErrUnreachable // its process has ended, and the connection with it
 	}
-	return way()
+	return cmp.Or(err, way())
 }
 
 func (a asker) Members(ctx context.Context, urls []string) (cluster membership.ID, ms []membership.Member, err error) {

@@ -10,22 +10,24 @@ import (
 
 var (
 	from    = flag.Uint64("from", 1, "first seed")
-	seeds   = flag.Int("seeds", 200, "how many seeds to run")
+	seeds   = flag.Int("seeds", 2000, "how many seeds to run")
+	budget  = flag.Duration("budget", 45*time.Second, "end after this long, even if not all seeds were run; 0: run all")
 	verbose = flag.Bool("story", false, "tell the whole story of a seed that fails")
 )
 
 func TestSeeds(t *testing.T) {
 	begin := time.Now()
 	var sum stats
-	for i := range *seeds {
-		seed := *from + uint64(i)
+	ran := 0
+	for ; ran < *seeds && (*budget == 0 || time.Since(begin) < *budget); ran++ {
+		seed := *from + uint64(ran)
 		out := simulate(t, seed, false, nil)
 		sum.add(out.stats)
 		if len(out.violations) > 0 {
 			report(t, seed, out)
 		}
 	}
-	t.Logf("%d seeds in %s: %+v", *seeds, time.Since(begin).Round(time.Millisecond), sum)
+	t.Logf("%d seeds in %s: %+v", ran, time.Since(begin).Round(time.Millisecond), sum)
 }
 
 func report(t *testing.T, seed uint64, out outcome) {

@@ -57,10 +57,10 @@ func draw(seed uint64) plan {
 		clients:        3 + r.IntN(3),
 		watchers:       1 + r.IntN(2),
 		keys:           1 + r.IntN(4),
-		active:         time.Duration(2000+r.IntN(3000)) * time.Millisecond,
-		faultEvery:     time.Duration(100+r.IntN(900)) * time.Millisecond,
+		active:         time.Duration(300+r.IntN(1200)) * time.Millisecond,
+		faultEvery:     time.Duration(50+r.IntN(500)) * time.Millisecond,
 		thinkMax:       time.Duration(5+r.IntN(100)) * time.Millisecond,
-		tick:           50 * time.Millisecond,
+		tick:           time.Duration(15+r.IntN(30)) * time.Millisecond,
 		elections:      5 + r.IntN(6),
 		stepMax:        time.Duration(1+r.IntN(500)) * time.Microsecond,
 		delayMin:       50 * time.Microsecond,
@@ -73,8 +73,11 @@ func draw(seed uint64) plan {
 		catchUpEntries: 1 + r.IntN(60),
 		segmentBytes:   16 << 10,
 	}
-	if r.IntN(4) == 0 {
+	if r.IntN(6) == 0 {
 		p.members = 5
+	}
+	if r.IntN(8) == 0 {
+		p.active *= 4 // long enough for leases to end
 	}
 	return p
 }
