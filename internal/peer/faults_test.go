@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -359,10 +360,18 @@ func TestUrgentFirst(t *testing.T) {
 type zeros struct {
 	n      int64
 	fail   error
+	slow   time.Duration // of each read
+	late   atomic.Bool   // it was closed under a read
 	closed chan struct{}
 }
 
 func (z *zeros) Read(b []byte) (int, error) {
+	time.Sleep(z.slow)
+	select {
+	case <-z.closed:
+		z.late.Store(true)
+	default:
+	}
 	if z.n == 0 {
 		if z.fail != nil {
 			return 0, z.fail
@@ -456,7 +465,7 @@ func TestSnapshotFails(t *testing.T) {
 
 	// The other one dies, or this one is closed, in the middle.
 	b.h.hold = make(chan struct{})
-	z := &zeros{n: 1 << 40, closed: make(chan struct{})}
+	z := &zeros{n: 1 << 40, slow: 10 * time.Millisecond, closed: make(chan struct{})}
 	a.SendSnapshot(snapMessage(2), z, 1<<40)
 	until(t, "it is not under way", func() bool { return a.remote(2).snapshots.Load() })
 	time.AfterFunc(50*time.Millisecond, func() { close(b.h.hold) })
@@ -464,6 +473,26 @@ func TestSnapshotFails(t *testing.T) {
 	<-z.closed
 	if r := <-b.h.snapshots; r.n > 0 && r.err == nil && r.n < 1<<40 {
 		t.Errorf("a part of a file was taken: %+v", r)
+	}
+	time.Sleep(20 * time.Millisecond)
+	if z.late.Load() {
+		t.Error("the file was closed under a read")
+	}
+}
+
+// Close does not wait for a snapshot whose sender has fallen asleep.
+func TestCloseWhileReceiving(t *testing.T) {
+	a, b := start(t, 1, ""), start(t, 2, "")
+	connect(t, a, b)
+	a.SendSnapshot(snapMessage(2), &zeros{n: 1 << 40, slow: 3 * time.Second, closed: make(chan struct{})}, -1)
+	until(t, "it is not under way", func() bool { return b.met.SnapshotReceivesInFlight.With("1").Value() == 1 })
+	begin := time.Now()
+	b.Close()
+	if took := time.Since(begin); took > 2*time.Second {
+		t.Errorf("Close took %v", took)
+	}
+	if r := <-b.h.snapshots; r.err == nil {
+		t.Error("a part of a file was taken")
 	}
 }
 
