@@ -99,7 +99,7 @@ func run(t *testing.T, kinds []harness.Kind, swaps bool) {
 			for _, m := range c.Members {
 				logs = append(logs, fmt.Sprintf("%s (%v): %s", m.Name, m.Kind, m.Server.Log))
 			}
-			t.Fatalf("-seed %d, round %d: %v\n%s", s, n, err, strings.Join(logs, "\n"))
+			t.Fatalf("-seed %d, round %d, flags %v: %v\n%s", s, n, flags, err, strings.Join(logs, "\n"))
 		}
 		if testing.Verbose() && n%20 == 0 {
 			t.Logf("%d rounds: %v", n, &sum)

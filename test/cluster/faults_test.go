@@ -66,6 +66,7 @@ var makers = []struct {
 	{"full disk", 2, (*chaos).full},
 	{"kill two", 1, (*chaos).killTwo},
 	{"kill all", 1, (*chaos).killAll},
+	{"rejoin", 2, (*chaos).rejoin},
 	{"replace", 4, (*chaos).replace},
 }
 
@@ -320,6 +321,11 @@ func (x *chaos) killAll(ctx context.Context, f *fault, m *harness.Member) error 
 		errs = append(errs, x.up(ctx, x.cluster.Members[i]))
 	}
 	return errors.Join(errs...)
+}
+
+// rejoin removes a member for good and lets a new one take its place.
+func (x *chaos) rejoin(ctx context.Context, f *fault, m *harness.Member) error {
+	return x.cluster.Rejoin(ctx, m)
 }
 
 // replace starts the other kind in the member's place.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -198,11 +199,19 @@ func (c *client) saw(o *op) {
 // one of these cannot be the answer to any request that is made here.
 func (c *client) settle(o *op, err error) {
 	o.err = err
+	if isLearner(err) {
+		return
+	}
 	switch codeOf(err) {
 	case codes.OK, codes.Unavailable, codes.DeadlineExceeded, codes.Canceled, codes.Unknown, codes.ResourceExhausted:
 	default:
 		c.fatal("%v", o)
 	}
+}
+
+// isLearner says that a member is none that clients may ask, yet.
+func isLearner(err error) bool {
+	return err != nil && strings.Contains(err.Error(), rpctypes.ErrorDesc(rpctypes.ErrGRPCNotSupportedForLearner))
 }
 
 func codeOf(err error) codes.Code {
@@ -232,21 +241,22 @@ func (l *load) hold(ctx context.Context, member int, r *rand.Rand) {
 
 func (l *load) tenant(ctx context.Context, t *tenancy, member int, r *rand.Rand) bool {
 	// Every answered renewal moves the end: to a TTL after the renewal was asked for.
-	within := func(do func(ctx context.Context) (ttl int64, err error)) error {
+	within := func(what string, through int, do func(ctx context.Context, c *clientv3.Client) (ttl int64, err error)) error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), opWithin)
 		defer cancel()
 		asked := l.now()
-		ttl, err := do(ctx)
+		ttl, err := do(ctx, l.clients[through])
 		if err == nil {
 			t.until = max(t.until, asked+time.Duration(ttl)*time.Second)
-		} else if errors.Is(err, rpctypes.ErrLeaseNotFound) && l.now() < t.until {
-			l.fatal("lease %x is not found %v before its end", t.id, t.until-l.now())
+		} else if errors.Is(err, rpctypes.ErrLeaseNotFound) && l.now() < t.until && !t.revoked {
+			// Of a revocation it may be the second answer: etcd's client asks again by itself.
+			l.fatal("%s of lease %x through m%d at %v: not found at %v, %v before its end", what, t.id, through, asked, l.now(), t.until-l.now())
 		}
 		return err
 	}
-	any := func() *clientv3.Client { return l.clients[r.IntN(len(l.clients))] }
-	err := within(func(ctx context.Context) (int64, error) {
-		resp, err := l.clients[member].Grant(ctx, leaseTTL)
+	any := func() int { return r.IntN(len(l.clients)) }
+	err := within("grant", member, func(ctx context.Context, c *clientv3.Client) (int64, error) {
+		resp, err := c.Grant(ctx, leaseTTL)
 		if err != nil {
 			return 0, err
 		}
@@ -256,8 +266,8 @@ func (l *load) tenant(ctx context.Context, t *tenancy, member int, r *rand.Rand)
 	if err != nil {
 		return false
 	}
-	err = within(func(ctx context.Context) (int64, error) {
-		_, err := l.clients[member].Put(ctx, t.key, untracked+t.key, clientv3.WithLease(clientv3.LeaseID(t.id)))
+	err = within("put", member, func(ctx context.Context, c *clientv3.Client) (int64, error) {
+		_, err := c.Put(ctx, t.key, untracked+t.key, clientv3.WithLease(clientv3.LeaseID(t.id)))
 		return 0, err
 	})
 	if err != nil {
@@ -265,8 +275,8 @@ func (l *load) tenant(ctx context.Context, t *tenancy, member int, r *rand.Rand)
 	}
 	for range r.IntN(5) {
 		time.Sleep(time.Duration(r.Int64N(int64(1200 * time.Millisecond))))
-		err := within(func(ctx context.Context) (int64, error) {
-			resp, err := any().KeepAliveOnce(ctx, clientv3.LeaseID(t.id))
+		err := within("renewal", any(), func(ctx context.Context, c *clientv3.Client) (int64, error) {
+			resp, err := c.KeepAliveOnce(ctx, clientv3.LeaseID(t.id))
 			if err != nil {
 				return 0, err
 			}
@@ -279,8 +289,8 @@ func (l *load) tenant(ctx context.Context, t *tenancy, member int, r *rand.Rand)
 	if r.IntN(3) == 0 {
 		t.revoked, t.revoke = true, l.now()
 		// An error changes nothing: it was revoked, or will end.
-		_ = within(func(ctx context.Context) (int64, error) {
-			_, err := any().Revoke(ctx, clientv3.LeaseID(t.id))
+		_ = within("revocation", any(), func(ctx context.Context, c *clientv3.Client) (int64, error) {
+			_, err := c.Revoke(ctx, clientv3.LeaseID(t.id))
 			return 0, err
 		})
 		return true
@@ -301,10 +311,20 @@ func (l *load) follow(ctx context.Context, member int, stop func(event) bool) *t
 func (l *load) watch(ctx context.Context, t *tape, member int, stop func(event) bool) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	for resp := range l.clients[member].Watch(ctx, l.prefix, clientv3.WithPrefix(), clientv3.WithRev(t.from)) {
-		if err := resp.Err(); err != nil && ctx.Err() == nil {
+	channel := l.clients[member].Watch(ctx, l.prefix, clientv3.WithPrefix(), clientv3.WithRev(t.from))
+	for ctx.Err() == nil {
+		resp, open := <-channel
+		if err := resp.Err(); isLearner(err) {
+			// It goes on once the member is promoted.
+			time.Sleep(errorPause)
+			channel = l.clients[member].Watch(ctx, l.prefix, clientv3.WithPrefix(), clientv3.WithRev(max(t.from, t.seen()+1)))
+			continue
+		} else if err != nil && ctx.Err() == nil {
 			t.err = err
 			return
+		}
+		if !open {
+			break
 		}
 		at := l.now()
 		done := false
@@ -374,7 +394,7 @@ func (l *load) forget(ctx context.Context, r *rand.Rand) {
 		}
 		_, err := l.clients[r.IntN(len(l.clients))].Compact(ctx, to, opts...)
 		cancel()
-		if code := codeOf(err); err != nil && !errors.Is(err, rpctypes.ErrCompacted) && code != codes.Unavailable && code != codes.DeadlineExceeded && code != codes.Unknown {
+		if code := codeOf(err); err != nil && !errors.Is(err, rpctypes.ErrCompacted) && !isLearner(err) && code != codes.Unavailable && code != codes.DeadlineExceeded && code != codes.Unknown {
 			l.fatal("compact to %d: %v", to, err)
 		}
 	}

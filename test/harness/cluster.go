@@ -100,6 +100,88 @@ func (c *Cluster) Join(ctx context.Context, k Kind, learner bool) (*Member, erro
 	}
 }
 
+// Rejoin removes a member from the cluster for good, empties its directory, and adds it again,
+// as a new member in the same place: first as a learner, which is promoted once it has caught
+// up. It returns once that member serves.
+func (c *Cluster) Rejoin(ctx context.Context, m *Member) error {
+	var asked *Member
+	for _, o := range c.Members {
+		if o != m && o.Running() && !o.paused {
+			asked = o
+		}
+	}
+	if asked == nil {
+		return errors.New("no other member runs")
+	}
+	client, err := asked.Client()
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	url := "http://" + m.Peer
+	// Each step is repeated until it is done, for an answer may be lost, and members must
+	// have been connected for some seconds before the cluster changes.
+	until := func(what string, done func(*clientv3.Member) bool, do func(context.Context, *clientv3.Member) error) error {
+		for {
+			short, cancel := context.WithTimeout(ctx, 10*time.Second)
+			var now *clientv3.Member
+			list, err := client.MemberList(short)
+			if err == nil {
+				for _, x := range list.Members {
+					if slices.Contains(x.PeerURLs, url) {
+						now = (*clientv3.Member)(x)
+					}
+				}
+				if !done(now) {
+					err = do(short, now)
+				}
+			}
+			cancel()
+			if err == nil && done(now) {
+				return nil
+			}
+			select {
+			case <-ctx.Done():
+				return fmt.Errorf("%s %s: %w", what, m.Name, errors.Join(err, ctx.Err()))
+			case <-time.After(50 * time.Millisecond):
+			}
+		}
+	}
+	err = until("remove", func(x *clientv3.Member) bool { return x == nil }, func(ctx context.Context, x *clientv3.Member) error {
+		_, err := client.MemberRemove(ctx, x.ID)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	// A member that hears of its removal ends by itself; one that does not is ended.
+	if _, ended := m.Server.WaitExit(5 * time.Second); !ended {
+		m.Kill()
+	}
+	if err := m.empty(); err != nil {
+		return err
+	}
+	err = until("add", func(x *clientv3.Member) bool { return x != nil }, func(ctx context.Context, _ *clientv3.Member) error {
+		_, err := client.MemberAddAsLearner(ctx, []string{url})
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	m.joins, m.initial = true, c.initialCluster()
+	if err := m.Launch(); err != nil {
+		return err
+	}
+	err = until("promote", func(x *clientv3.Member) bool { return x != nil && !x.IsLearner }, func(ctx context.Context, x *clientv3.Member) error {
+		_, err := client.MemberPromote(ctx, x.ID)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return m.WaitReady(ctx)
+}
+
 func (c *Cluster) anyRunning() *Member {
 	for _, m := range c.Members {
 		if m.Running() && !m.paused {

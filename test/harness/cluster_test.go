@@ -37,8 +37,12 @@ func TestFaults(t *testing.T) {
 			return err
 		}
 		defer client.Close()
-		_, err = client.Put(ctx, "k", "v")
-		return err
+		for {
+			// What an etcd that just died was asked for is answered with an error.
+			if _, err = client.Put(ctx, "k", "v"); err == nil || ctx.Err() != nil {
+				return err
+			}
+		}
 	}
 	must := func(err error) {
 		t.Helper()
@@ -138,12 +142,16 @@ func TestFaults(t *testing.T) {
 	})
 	t.Run("kill and start", func(t *testing.T) {
 		leader.Kill()
-		must(put(c.Members[1], 10*time.Second))
+		must(put(c.Members[1], 20*time.Second))
 		must(leader.Launch())
 		must(leader.WaitReady(ctx))
 		must(leader.Stop())
 		must(leader.Launch())
 		must(leader.WaitReady(ctx))
+	})
+	t.Run("rejoin", func(t *testing.T) {
+		must(c.Rejoin(ctx, leader))
+		must(put(leader, 10*time.Second))
 	})
 	t.Run("join", func(t *testing.T) {
 		m, err := c.Join(ctx, Etcd, false)

@@ -111,6 +111,20 @@ func (m *Member) OwnDisk(bytes int64) error {
 	return os.Mkdir(filepath.Join(disk, "data"), 0o700)
 }
 
+// empty removes all that the member has on disk.
+func (m *Member) empty() error {
+	files, err := os.ReadDir(m.Dir)
+	if err != nil {
+		return err
+	}
+	for _, f := range files {
+		if err := os.RemoveAll(filepath.Join(m.Dir, f.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (m *Member) unmount() error {
 	if !m.mounted {
 		return nil
