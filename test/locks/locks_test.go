@@ -38,6 +38,7 @@ type pending struct {
 	what   string
 	key    string // with which it stands in line
 	line   string // prefix of the keys in its line
+	value  string // that it campaigns with; "": it is a Lock
 	cancel context.CancelFunc
 	result [2]chan outcome
 	got    [2]*outcome
@@ -192,15 +193,18 @@ func (e *episode) proto(method string, in, out proto.Message) string {
 }
 
 // wait starts a call that may wait.
-func (e *episode) wait(method, line string, lease int64, in msg) string {
+func (e *episode) wait(method, line string, lease int64, value string, in msg) string {
 	ctx, cancel := context.WithCancel(e.Context())
 	p := &pending{
-		what: fmt.Sprintf("%s %q", method, []byte(in)), line: line + "/", key: fmt.Sprintf("%s/%x", line, lease), cancel: cancel,
+		what: fmt.Sprintf("%s %q", method, []byte(in)), line: line + "/", key: fmt.Sprintf("%s/%x", line, lease), value: value, cancel: cancel,
 	}
 	for i := range p.result {
 		result := make(chan outcome, 1)
 		p.result[i] = result
 		go func() { result <- e.invoke(ctx, i, method, in) }()
+	}
+	if slices.ContainsFunc(e.pending, func(o *pending) bool { return o.key == p.key }) {
+		time.Sleep(50 * time.Millisecond) // nothing shows when it has come to a key that is there
 	}
 	e.pending = append(e.pending, p)
 	return p.what
@@ -228,9 +232,9 @@ func (e *episode) step() string {
 	}
 	switch rng.IntN(16) {
 	case 0, 1, 2:
-		return e.wait("/v3lockpb.Lock/Lock", name, lease, lockRequest(name, lease))
+		return e.wait("/v3lockpb.Lock/Lock", name, lease, "", lockRequest(name, lease))
 	case 3, 4, 5:
-		return e.wait("/v3electionpb.Election/Campaign", election, lease, campaignRequest(election, lease, value))
+		return e.wait("/v3electionpb.Election/Campaign", election, lease, value, campaignRequest(election, lease, value))
 	case 6, 7:
 		key := ""
 		if kvs := e.keys(0); len(kvs) > 0 && rng.IntN(10) != 0 {
@@ -334,37 +338,42 @@ func (e *episode) unsettled() string {
 	if !slices.EqualFunc(kvs[0], kvs[1], func(a, b *mvccpb.KeyValue) bool { return proto.Equal(a, b) }) {
 		return fmt.Sprintf("the stores differ:\netcd    %v\nquorate %v", kvs[0], kvs[1])
 	}
+	news := false
 	for _, p := range e.pending {
 		for i := range p.result {
 			select {
 			case o := <-p.result[i]:
 				p.got[i] = &o
+				news = true
 			default:
 			}
 		}
 		before, there := false, false
 		for _, kv := range kvs[0] {
 			if string(kv.Key) == p.key {
-				there = true
+				there = p.stood || p.value == "" || p.value == string(kv.Value) // else it has not come there yet
 				break
 			}
 			before = before || strings.HasPrefix(string(kv.Key), p.line)
+		}
+		if p.stood && !there && !p.lost && p.got[1] != nil && slices.Contains(lostTexts, status.Convert(p.got[1].err).Message()) {
+			p.lost = true
+			p.cancel()
+			time.Sleep(100 * time.Millisecond) // etcd then deletes the key that it does not know to be gone
 		}
 		for i := range p.got {
 			switch {
 			case p.got[i] != nil:
 			case !there || !before || p.canceled:
-				if i == 0 && p.stood && !there && p.got[1] != nil && slices.Contains(lostTexts, status.Convert(p.got[1].err).Message()) {
-					p.lost = true
-					p.cancel()
-					time.Sleep(100 * time.Millisecond) // etcd then deletes the key that it does not know to be gone
-				}
 				return fmt.Sprintf("server %d has not answered %s", i, p.what)
 			}
 		}
 		if p.canceled && there && p.stood {
 			return "the key is still there of " + p.what
 		}
+	}
+	if news {
+		return "look again: the stores may be newer by now"
 	}
 	return e.unobserved(kvs[0])
 }
