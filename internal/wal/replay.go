@@ -71,9 +71,10 @@ func (p *replay) see(rec record, off int64) error {
 }
 
 func (p *replay) entry(v entryView, off int64) error {
+	before := p.termBefore(v.index)
 	switch {
-	case v.term < p.term:
-		return p.r.damage(off, "entry %d goes back from term %d to %d", v.index, p.term, v.term)
+	case v.term < before:
+		return p.r.damage(off, "entry %d goes back from term %d to %d", v.index, before, v.term)
 	case p.hasState && v.index <= p.state.commit && v.index <= p.last:
 		return p.r.damage(off, "entry %d replaces a committed one", v.index)
 	case p.hasEntry && v.index > p.last+1:
@@ -93,6 +94,21 @@ func (p *replay) entry(v entryView, off int64) error {
 		p.entries = append(p.entries[:v.index-p.base], e)
 	}
 	return nil
+}
+
+// termBefore is the term of the entry that one at index is put behind, 0 if it is not known.
+// One that takes the place of others may have a lower term than those: a new leader's
+// uncommitted entries, of whatever terms, replace what an earlier one left.
+func (p *replay) termBefore(index uint64) uint64 {
+	switch {
+	case index > p.last:
+		return p.term
+	case index > p.base && index-1 < p.base+uint64(len(p.entries)):
+		return p.entries[index-1-p.base].GetTerm()
+	case p.hasSafe && index == p.safe.Index+1:
+		return p.safe.Term
+	}
+	return 0
 }
 
 // advance moves safe to the newest mark that is committed, and forgets entries up to it.

@@ -235,6 +235,47 @@ func TestSnapshotFromLeaderReplacesWhatWasNeverCommitted(t *testing.T) {
 	}
 }
 
+// What a leader has not committed may be replaced by entries of an earlier term: a later
+// leader's, who has them from yet another. What follows an entry is never of an earlier term.
+func TestEntriesOfEarlierTermReplaceOthers(t *testing.T) {
+	opts := Options{FS: vfs.NewMem()}
+	if err := opts.FS.Mkdir("d"); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Create("d/wal", testMetadata, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, other, second := entries(1, 5, 2, 10), entries(6, 9, 6, 10), entries(6, 7, 4, 10)
+	for _, step := range []struct {
+		ents []*raftpb.Entry
+		hs   *raftpb.HardState
+	}{{first, hard(2, 1, 3)}, {other, hard(6, 2, 5)}, {second, hard(7, 3, 5)}} {
+		if err := l.Append(step.ents, step.hs, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	l, rec, err := Open("d/wal", 5, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	sameEntries(t, rec.Entries, slices.Concat(first, second))
+
+	if err := l.Append(entries(8, 8, 3, 10), nil, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var damage *DamageError
+	if _, _, err := Open("d/wal", 5, opts); !errors.As(err, &damage) {
+		t.Errorf("entry 8 of term 3 after entry 7 of term 4: %v", err)
+	}
+}
+
 // An index that the log says was committed must be there.
 func TestCommitBeyondEnd(t *testing.T) {
 	opts := Options{FS: vfs.OS()}
