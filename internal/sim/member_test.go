@@ -82,6 +82,9 @@ func newMember(w *world, i int, initial string) *member {
 			w.check.commit(m, e)
 		}
 	}
+	if w.plan.plant.tooLarge {
+		m.cfg.MaxRequestBytes = 32
+	}
 	if w.verbose {
 		m.cfg.Logger = slog.New(&teller{w: w, who: m.cfg.Name})
 	}

@@ -84,7 +84,7 @@ func (l *watcher) poll() {
 	}
 	w := l.w
 	l.mu.Lock()
-	got := l.got
+	got := w.plan.plant.delivered(l.got)
 	l.got = nil
 	l.mu.Unlock()
 	if !l.live() {

@@ -224,6 +224,7 @@ func (w *world) run() {
 	if w.plan.faultEvery > 0 {
 		w.later(w.between(0, 2*w.plan.faultEvery), w.fault)
 	}
+	w.plan.plant.changeState(w)
 	w.later(w.plan.active, w.quiet)
 	w.turn(func() {})
 	for w.queue.Len() > 0 && !w.over && len(w.check.violations) == 0 {
