@@ -1,10 +1,12 @@
 package rpc
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -428,5 +430,26 @@ func TestLockWakesOne(t *testing.T) {
 	}
 	if n := m.reads.Load() - reads; n != waiters {
 		t.Errorf("%d read indexes for %d turns", n, waiters)
+	}
+}
+
+// TestWaitingIsNotSlow: that a call waited for others is not logged as the member's fault.
+func TestWaitingIsNotSlow(t *testing.T) {
+	m := newMember(t)
+	var log bytes.Buffer
+	s, addr := start(t, m, func(o *Options) {
+		o.Logger = slog.New(slog.NewTextHandler(&log, nil))
+		o.SlowRequest = time.Nanosecond
+	}, nil)
+	c := lineClient{dial(t, addr)}
+	grant(t, c.ClientConn, 1)
+	if _, err := c.lock(t.Context(), "a", 1); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	s.Shutdown(ctx) // so that nobody logs any more
+	if text := log.String(); strings.Contains(text, "v3lockpb") || !strings.Contains(text, "LeaseGrant") {
+		t.Errorf("logged: %s", text)
 	}
 }

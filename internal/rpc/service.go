@@ -253,12 +253,19 @@ func growStack(never bool) byte {
 // stackRoom is what makes a new goroutine's stack 8 KiB.
 const stackRoom = 5 << 10
 
+// waitingMethods are the unary calls that wait for other clients: to take long is no fault
+// of the member.
+var waitingMethods = map[string]bool{
+	"/v3lockpb.Lock/Lock":             true,
+	"/v3electionpb.Election/Campaign": true,
+}
+
 // handled counts a unary call that is over, and logs it if it was slow.
 func (s *services) handled(ctx context.Context, count *metrics.Method, name string, start time.Time, err error) {
 	took := time.Since(start)
 	code := status.Code(err)
 	count.Handled(code, took.Seconds())
-	if s.opts.SlowRequest <= 0 || took <= s.opts.SlowRequest {
+	if s.opts.SlowRequest <= 0 || took <= s.opts.SlowRequest || waitingMethods[name] {
 		return
 	}
 	remote := "unknown"
