@@ -22,9 +22,11 @@ import (
 	"quorate/test/harness"
 )
 
+const durationDefault = 20 * time.Second
+
 var (
-	duration = flag.Duration("duration", 20*time.Second, "how long the random run goes on")
-	seed     = flag.Uint64("seed", 0, "seed of the first episode, counted up for those that follow; 0 takes one from the clock")
+	duration = flag.Duration("duration", durationDefault, "how long the random run goes on")
+	seed     = flag.Uint64("seed", 0, "seed of the first episode, counted up for those that follow; without -duration, of the only one; 0 takes one from the clock")
 	steps    = flag.Int("steps", 400, "steps of an episode")
 )
 
@@ -88,6 +90,7 @@ type observation struct {
 
 func TestLocksAndElections(t *testing.T) {
 	first := *seed
+	again := first != 0 && *duration == durationDefault
 	if first == 0 {
 		first = uint64(time.Now().UnixNano())
 	}
@@ -95,7 +98,7 @@ func TestLocksAndElections(t *testing.T) {
 	calls := 0
 	for s := first; ; s++ {
 		ok := t.Run(fmt.Sprint("seed ", s), func(t *testing.T) { calls += run(t, s) })
-		if !ok || time.Now().After(end) || *seed != 0 && *duration == 20*time.Second {
+		if !ok || time.Now().After(end) || again {
 			t.Logf("%d calls agreed", calls)
 			return
 		}
