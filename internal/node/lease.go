@@ -62,19 +62,18 @@ func (n *Node) RenewLease(ctx context.Context, id kv.LeaseID) (ttl int64, err er
 }
 
 // renewLocal is RenewLease on the leader, and else kv.ErrNotLeader.
+//
+// A quorum has to confirm that this member still led when the request had come: another
+// leader gives every lease its full time from its promotion, and so not less than was
+// promised here before. A member that was paused, and replaced meanwhile, would promise
+// what that leader knows nothing of. What was granted elsewhere is applied here by then.
 func (n *Node) renewLocal(ctx context.Context, id kv.LeaseID) (int64, error) {
-	current := false
+	if err := n.ReadIndex(ctx); err != nil {
+		return 0, err
+	}
 	for {
 		ttl, err := n.Leases().Renew(id, time.Now())
-		switch {
-		case errors.Is(err, kv.ErrLeaseNotFound) && !current:
-			// Another member may have applied its grant before this one.
-			if err := n.ReadIndex(ctx); err != nil {
-				return 0, err
-			}
-			current = true
-			continue
-		case !errors.Is(err, lease.ErrExpired):
+		if !errors.Is(err, lease.ErrExpired) {
 			return ttl, err
 		}
 		select {
