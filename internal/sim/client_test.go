@@ -140,7 +140,11 @@ func (c *client) choose() *op {
 	if w.rnd.IntN(4) == 0 {
 		o.deadline = w.between(time.Millisecond, 2*time.Second)
 	}
-	switch x := w.rnd.IntN(100); {
+	x := w.rnd.IntN(100)
+	if w.plan.leases {
+		x = 82 + x%17
+	}
+	switch {
 	case x < 30:
 		o.kind = get
 	case x < 60:
@@ -206,7 +210,7 @@ func (c *client) poll() {
 			c.lease = 0
 		}
 	}
-	if c.lease != 0 && w.rnd.IntN(20) == 0 {
+	if c.lease != 0 && (w.rnd.IntN(20) == 0 || w.plan.leases && w.rnd.IntN(4) == 0) {
 		c.lease = 0 // it is left to expire
 	}
 	w.check.answered(o)

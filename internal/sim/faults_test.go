@@ -66,6 +66,9 @@ func (w *world) victim() *member {
 // aWhile is how long a fault lasts.
 func (w *world) aWhile() time.Duration {
 	timeout := w.plan.tick * time.Duration(w.plan.elections)
+	if w.plan.atMost > 0 {
+		return w.between(0, w.plan.atMost)
+	}
 	if w.rnd.IntN(3) == 0 {
 		return w.between(0, timeout/4)
 	}

@@ -52,6 +52,24 @@ func (s *stats) add(o stats) {
 	s.elapsed += o.elapsed
 }
 
+// forLeases makes a run long enough for leases to end while a leader is away, with clients
+// that keep them alive.
+func forLeases(p *plan) {
+	p.active, p.faultEvery, p.atMost, p.leases = 9*time.Second, time.Second, 2500*time.Millisecond, true
+	p.only = []string{"pause", "isolate", "one-way", "kill", "move", "stuck"}
+	p.thinkMax, p.clients = 1500*time.Millisecond, 8
+	p.tick, p.elections, p.delayMax = 30*time.Millisecond, 5, 5*time.Millisecond
+}
+
+func TestLeases(t *testing.T) {
+	for i := range min(*seeds, 300) {
+		seed := *from + uint64(i)
+		if out := simulate(t, seed, false, forLeases); len(out.violations) > 0 {
+			t.Errorf("seed %d: %s", seed, strings.Join(out.violations, "\n"))
+		}
+	}
+}
+
 // TestReplay runs seeds twice: the same seed must take the same course.
 func TestReplay(t *testing.T) {
 	for seed := *from; seed < *from+10; seed++ {

@@ -38,7 +38,9 @@ type plan struct {
 	catchUpEntries int
 	segmentBytes   int64
 
-	only []string // names of the faults that there are; nil: all
+	only   []string      // names of the faults that there are; nil: all
+	atMost time.Duration // how long a fault lasts; 0: some election timeouts
+	leases bool          // clients care for leases above all
 
 	// Planted faults; see planted_test.go.
 	plant plant
