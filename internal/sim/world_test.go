@@ -179,7 +179,8 @@ type outcome struct {
 // stats say what a run saw, so that tests can tell that it was worth something.
 type stats struct {
 	events, messages, requests, acknowledged, unknown int
-	crashes, snapshots, leaders, elapsed              int
+	crashes, snapshots, leaders                       int
+	elapsed                                           time.Duration // virtual
 }
 
 // simulate runs one seed. change, unless nil, changes the plan.
@@ -200,7 +201,6 @@ func simulate(t *testing.T, seed uint64, verbose bool, change func(*plan)) outco
 		w.run()
 		w.check.finish()
 		w.check.stats.events = w.events
-		w.check.stats.elapsed = int(w.now() / time.Millisecond)
 		out = outcome{w.trace, w.check.violations, w.told, w.check.stats}
 	})
 	return out
@@ -238,6 +238,7 @@ func (w *world) run() {
 		w.turn(e.do)
 		w.events++
 	}
+	w.check.stats.elapsed = w.now().Round(time.Millisecond)
 	for _, c := range w.clients {
 		c.stop()
 	}
