@@ -196,6 +196,7 @@ func (s *Server) startNode() error {
 		KeepaliveInterval:    c.GRPCKeepAliveInterval,
 		KeepaliveTimeout:     c.GRPCKeepAliveTimeout,
 		SlowRequest:          c.WarnUnaryDuration,
+		LearnerReads:         c.LearnerServeReads,
 	})
 	return err
 }

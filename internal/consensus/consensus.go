@@ -65,6 +65,7 @@ type Core struct {
 	forwarded uint64 // term of the batches that were sent to its leader
 	number    uint64 // of the last of them
 	taken     taken
+	held      held
 
 	changes     []*raftpb.Entry // of the membership, to be appended in the term that this member leads
 	changeIndex uint64          // of the last that was
@@ -209,10 +210,13 @@ func (c *Core) Suspect(id uint64) bool {
 // Step takes a message of a peer. Its errors say why Raft did not; none is a fault of
 // this member.
 func (c *Core) Step(m *raftpb.Message) error {
-	if m.GetType() == raftpb.MsgProp && m.GetTerm() != 0 {
+	switch {
+	case m.GetType() != raftpb.MsgProp:
+		return c.rn.Step(m)
+	case m.GetTerm() != 0:
 		return c.take(m)
 	}
-	return c.rn.Step(m)
+	return c.hold(m)
 }
 
 // Unreachable says that messages to a member were lost.
@@ -292,11 +296,11 @@ type Ready struct {
 // Ready returns what has to be done, and whether there is anything. Appends must be
 // carried out in the order they are returned, and so must applies; the two may overlap.
 func (c *Core) Ready() (Ready, bool) {
+	out := Ready{Send: c.release()}
 	if !c.rn.HasReady() {
-		return Ready{}, false
+		return out, len(out.Send) > 0
 	}
 	rd := c.rn.Ready()
-	var out Ready
 	for _, m := range rd.Messages {
 		switch m.GetTo() {
 		case raft.LocalAppendThread:

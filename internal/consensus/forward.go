@@ -99,6 +99,62 @@ func (c *Core) take(m *raftpb.Message) error {
 	return nil
 }
 
+// held are the proposals of members that are etcd, which wait for a leader: whoever sent
+// them neither hears that they were dropped nor sends them again.
+type held struct {
+	messages []*raftpb.Message
+	bytes    int
+}
+
+// heldProposalsMax and heldProposalBytesMax bound what is held. What comes beyond is
+// dropped, as etcd would have.
+const (
+	heldProposalsMax     = 4096
+	heldProposalBytesMax = 64 << 20
+)
+
+func proposalBytes(m *raftpb.Message) (size int) {
+	for _, e := range m.Entries {
+		size += len(e.Data)
+	}
+	return size
+}
+
+// hold keeps m, a proposal without a term, until release.
+func (c *Core) hold(m *raftpb.Message) error {
+	size := proposalBytes(m)
+	if len(m.Entries) == 0 || len(c.held.messages) >= heldProposalsMax || c.held.bytes+size > heldProposalBytesMax {
+		return raft.ErrProposalDropped
+	}
+	c.held.messages = append(c.held.messages, m)
+	c.held.bytes += size
+	return nil
+}
+
+// release appends what is held, if this member leads, or returns it to be sent to the
+// leader. While there is none, or it hands over, it stays.
+func (c *Core) release() (send []*raftpb.Message) {
+	for len(c.held.messages) > 0 {
+		st := c.rn.BasicStatus()
+		m := c.held.messages[0]
+		switch {
+		case st.RaftState == raft.StateLeader:
+			if c.append(m.Entries) != nil {
+				return send // it hands over
+			}
+		case st.Lead == raft.None:
+			return send
+		default:
+			m.To = new(st.Lead)
+			send = append(send, m)
+		}
+		c.held.messages = c.held.messages[1:]
+		c.held.bytes -= proposalBytes(m)
+	}
+	c.held.messages = nil
+	return send
+}
+
 // append gives entries to Raft, which leads, as one batch. Changes of the membership wait
 // until the one before is applied: Raft would replace them by empty entries.
 func (c *Core) append(entries []*raftpb.Entry) error {

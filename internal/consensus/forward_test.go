@@ -104,6 +104,30 @@ func TestUntaggedProposalIsTaken(t *testing.T) {
 	}
 }
 
+// What an etcd sends to a leader that is just handing over, or has, reaches the next one.
+func TestUntaggedProposalOutlivesAHandOver(t *testing.T) {
+	g := newGroup(t, 1, 2, 3)
+	g.elect(2)
+	untagged := func(data string) *raftpb.Message {
+		return &raftpb.Message{Type: raftpb.MsgProp.Enum(), From: new(uint64(1)), To: new(uint64(2)), Entries: batch(data)}
+	}
+	g.cores[2].TransferLeader(3)
+	if err := g.cores[2].Step(untagged("during")); err != nil {
+		t.Fatal(err)
+	}
+	g.settle()
+	g.inbox = append(g.inbox, untagged("after"))
+	g.settle()
+	g.cores[3].Tick()
+	g.settle()
+	if g.cores[3].Role() != raft.StateLeader {
+		t.Fatal("leadership was not handed over")
+	}
+	if want := []string{"during", "after"}; !slices.Equal(g.applied[1], want) {
+		t.Errorf("applied %q, want %q", g.applied[1], want)
+	}
+}
+
 func TestLeaderThatHandsOverTakesNothing(t *testing.T) {
 	g := newGroup(t, 1, 2, 3)
 	g.elect(2)
