@@ -73,12 +73,11 @@ type client struct {
 	ctx  context.Context
 	end  context.CancelFunc
 
-	count  int
-	known  map[string]string // last values seen
-	lease  int64             // 0: none
-	final  bool              // the request that is under way comes after the faults
-	last   bool              // it was acknowledged
-	leased int
+	count int
+	known map[string]string // last values seen
+	lease int64             // 0: none
+	final bool              // the request that is under way comes after the faults
+	last  bool              // it was acknowledged
 }
 
 func newClient(w *world, i int) *client {
@@ -123,14 +122,18 @@ func (c *client) act() {
 		ctx, cancel = context.WithTimeout(ctx, o.deadline)
 	}
 	n := m.n
-	go func() {
-		defer cancel()
-		if p := m.paused(); p > 0 {
-			time.Sleep(p) // it takes nothing in meanwhile
-		}
-		o.err = o.run(ctx, n)
-		c.done <- struct{}{}
-	}()
+	send := func() {
+		go func() {
+			defer cancel()
+			o.err = o.run(ctx, n)
+			c.done <- struct{}{}
+		}()
+	}
+	if p := m.paused(); p > 0 {
+		w.later(p+w.between(0, w.plan.stepMax), send) // it takes nothing in meanwhile
+		return
+	}
+	send()
 }
 
 func (c *client) choose() *op {

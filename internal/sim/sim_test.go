@@ -35,6 +35,9 @@ func forLeases(p *plan) {
 }
 
 func runSeeds(t *testing.T, seeds int, budget time.Duration, change func(*plan)) {
+	if raced {
+		budget /= 4
+	}
 	begin := time.Now()
 	ran, sum := 0, stats{}
 	for ; ran < seeds && (budget == 0 || time.Since(begin) < budget) && !t.Failed(); ran++ {
@@ -105,14 +108,9 @@ func TestReplay(t *testing.T) {
 		a, b = simulate(t, seed, true, nil), simulate(t, seed, true, nil)
 		for i := range min(len(a.told), len(b.told)) {
 			if a.told[i] != b.told[i] {
-				t.Logf("they part here:\n%s\n\nand\n\n%s", a.part(i), b.part(i))
+				t.Logf("they part after\n%s\nwith\n%s\nand\n%s", strings.Join(a.told[max(0, i-20):i], "\n"), a.told[i], b.told[i])
 				break
 			}
 		}
 	}
-}
-
-// part is the story around a line.
-func (o outcome) part(i int) string {
-	return strings.Join(o.told[max(0, i-20):min(i+5, len(o.told))], "\n")
 }
