@@ -136,8 +136,7 @@ func (r *remote) update(urls []*url.URL) {
 	r.redial()
 }
 
-// pick returns the URL to try first. The n-th of a sequence of tries that began with it
-// is try(n); unreachable makes the next one the first.
+// pick returns the member's URLs in the order in which to try them.
 func (r *remote) pick() (urls []*url.URL) {
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -245,7 +245,8 @@ func (t *Transport) Send(ms []*raftpb.Message) {
 
 // SendSnapshot sends m, a MsgSnap, and the database file that it stands for, in the
 // background: size bytes, or up to io.EOF if size is -1. It closes db, and then
-// Handler.SnapshotSent says how it went. A second one to a member must wait for that.
+// Handler.SnapshotSent says how it went, unless the Transport was closed before. A second
+// one to a member must wait for that.
 func (t *Transport) SendSnapshot(m *raftpb.Message, db io.ReadCloser, size int64) {
 	if !t.run(func() { t.sendSnapshot(m, db, size) }) {
 		if err := db.Close(); err != nil {
