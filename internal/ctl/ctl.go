@@ -9,10 +9,11 @@
 // Where etcdctl 3.7.1 crashes or half works, this package does what was meant: an unknown operator
 // or a lease comparison in a transaction is an error or works (etcdctl panics), an output form that
 // cannot show the answer is refused before the request is sent (etcdctl sends it first), answers
-// about leases in protobuf form are whole, ETCDCTL_COMMAND_TIMEOUT holds for every verb, and a
-// saved snapshot is compared with its checksum.
+// about leases in protobuf form are whole, ETCDCTL_COMMAND_TIMEOUT holds for every verb that does not
+// wait by its nature, a saved snapshot is compared with its checksum, a lock within a lock tells its
+// command of its own key, and locks and elections take their lease back when they end.
 //
-// Not here yet: changes of membership, locks and elections, users and roles, make-mirror, check.
+// Not here yet: users and roles, make-mirror, check, downgrade.
 package ctl
 
 import (
@@ -30,9 +31,10 @@ import (
 
 // The groups under which help lists the verbs.
 const (
-	groupKV      = "kv"
-	groupCluster = "cluster maintenance"
-	groupUtility = "utility"
+	groupKV          = "kv"
+	groupCluster     = "cluster maintenance"
+	groupUtility     = "utility"
+	groupConcurrency = "concurrency"
 )
 
 // Command returns the whole client as one root command named etcdctl.
@@ -65,6 +67,7 @@ func Mount(root *cobra.Command) *pflag.FlagSet {
 	for _, group := range []cobra.Group{
 		{ID: groupKV, Title: "Key-value commands"},
 		{ID: groupCluster, Title: "Cluster maintenance commands"},
+		{ID: groupConcurrency, Title: "Concurrency commands"},
 		{ID: groupUtility, Title: "Utility commands"},
 	} {
 		if !root.ContainsGroup(group.ID) {
@@ -73,7 +76,8 @@ func Mount(root *cobra.Command) *pflag.FlagSet {
 	}
 	for _, v := range []verb{
 		getVerb(), putVerb(), delVerb(), txnVerb(), compactionVerb(), watchVerb(), leaseVerb(),
-		endpointVerb(), alarmVerb(), defragVerb(), memberVerb(), snapshotVerb(),
+		endpointVerb(), alarmVerb(), defragVerb(), memberVerb(), moveLeaderVerb(), snapshotVerb(),
+		lockVerb(), electVerb(),
 		versionVerb(), optionsVerb(),
 	} {
 		cmd := v.command(g)

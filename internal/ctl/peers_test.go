@@ -89,7 +89,7 @@ func TestAgainstEtcdctl(t *testing.T) {
 	}
 	etcd := []string{filepath.Join(peers, "etcd")}
 	steps, _ := peerSteps()
-	compareParties(t, peers, steps,
+	compareParties(t, peers, 1, steps,
 		party{client: []string{filepath.Join(peers, "etcdctl")}, server: etcd},
 		party{client: []string{self}, server: etcd, env: []string{envActAsClient + "=1"}})
 }
@@ -112,18 +112,25 @@ func TestServerAgainstEtcd(t *testing.T) {
 	for i := range steps {
 		steps[i].ignore = steps[i].ignore || steps[i].alarmed
 	}
-	compareParties(t, peers, steps,
+	compareParties(t, peers, 1, steps,
 		party{client: []string{filepath.Join(peers, "etcdctl")}, server: []string{filepath.Join(peers, "etcd")}},
 		party{client: []string{self}, server: []string{server, "serve"}, env: []string{envActAsClient + "=1"}})
 }
 
-// compareParties runs the list of invocations with both, and holds the second to the first.
-func compareParties(t *testing.T, peers string, steps []step, want, got party) {
+// compareParties runs the list of invocations with both, on so many servers, and holds the second to the
+// first.
+func compareParties(t *testing.T, peers string, members int, steps []step, want, got party) {
 	t.Helper()
 	// The same ports for both, one after the other: etcd derives its ids from its peer URL.
-	client, peer := freePort(t), freePort(t)
-	wants := runSteps(t, peers, want, client, peer, steps)
-	gots := runSteps(t, peers, got, client, peer, steps)
+	var ports [][2]int
+	for range members {
+		ports = append(ports, [2]int{freePort(t), freePort(t)})
+	}
+	wants := runSteps(t, peers, want, ports, steps)
+	gots := runSteps(t, peers, got, ports, steps)
+	if t.Failed() {
+		return
+	}
 	for i, s := range steps {
 		name := fmt.Sprintf("step %d: etcdctl %s", i, s.args)
 		want, got := wants[i], gots[i]
@@ -166,35 +173,75 @@ type result struct {
 	code           int
 }
 
-// runSteps runs steps with a client against a fresh server.
-func runSteps(t *testing.T, peers string, p party, client, peer int, steps []step) []result {
+// startServers starts a cluster of p's servers, as many as there are pairs of a client and a peer port,
+// and returns a client of them. Alone, a member has the default name.
+func startServers(t *testing.T, p party, dir string, ports [][2]int) *clientv3.Client {
 	t.Helper()
-	dir := t.TempDir()
-	endpoint, peerURL := fmt.Sprintf("127.0.0.1:%d", client), fmt.Sprintf("http://127.0.0.1:%d", peer)
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	server := exec.CommandContext(ctx, p.server[0], append(p.server[1:len(p.server):len(p.server)], "--data-dir", filepath.Join(dir, "etcd"),
-		"--listen-client-urls", "http://"+endpoint, "--advertise-client-urls", "http://"+endpoint,
-		"--listen-peer-urls", peerURL, "--initial-advertise-peer-urls", peerURL, "--initial-cluster", "default="+peerURL)...)
-	if err := server.Start(); err != nil {
-		t.Fatal(err)
+	var endpoints, initial, names []string
+	url := func(port int) string { return fmt.Sprintf("http://127.0.0.1:%d", port) }
+	for i, port := range ports {
+		names = append(names, "default")
+		if len(ports) > 1 {
+			names[i] = fmt.Sprintf("m%d", i+1)
+		}
+		endpoints = append(endpoints, fmt.Sprintf("127.0.0.1:%d", port[0]))
+		initial = append(initial, names[i]+"="+url(port[1]))
 	}
-	defer func() {
+	ctx, cancel := context.WithCancel(context.Background())
+	var servers []*exec.Cmd
+	t.Cleanup(func() {
 		cancel()
-		_ = server.Wait() // killed: its exit code says nothing
-	}()
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{endpoint}})
+		for _, s := range servers {
+			_ = s.Wait() // killed: its exit code says nothing
+		}
+	})
+	for i, port := range ports {
+		server := exec.CommandContext(ctx, p.server[0], append(p.server[1:len(p.server):len(p.server)],
+			"--name", names[i], "--data-dir", filepath.Join(dir, names[i]),
+			"--listen-client-urls", url(port[0]), "--advertise-client-urls", url(port[0]),
+			"--listen-peer-urls", url(port[1]), "--initial-advertise-peer-urls", url(port[1]),
+			"--initial-cluster", strings.Join(initial, ","))...)
+		if err := server.Start(); err != nil {
+			t.Fatal(err)
+		}
+		servers = append(servers, server)
+	}
+	c, err := clientv3.New(clientv3.Config{Endpoints: endpoints})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	ready, stop := context.WithTimeout(ctx, 30*time.Second)
 	defer stop()
 	if _, err := c.Get(ready, "a", clientv3.WithLimit(1)); err != nil {
-		t.Fatalf("etcd is not ready: %v", err)
+		t.Fatalf("%s is not ready: %v", p.server[0], err)
 	}
+	return c
+}
 
+// runSteps runs steps with a client against fresh servers.
+func runSteps(t *testing.T, peers string, p party, ports [][2]int, steps []step) (results []result) {
+	t.Helper()
+	// A test of its own ends its servers before the ports are used again.
+	t.Run(filepath.Base(p.client[0]), func(t *testing.T) { results = runStepsAgainst(t, peers, p, ports, steps) })
+	return results
+}
+
+func runStepsAgainst(t *testing.T, peers string, p party, ports [][2]int, steps []step) []result {
+	t.Helper()
+	dir := t.TempDir()
+	c := startServers(t, p, dir, ports)
+	endpoint := fmt.Sprintf("127.0.0.1:%d", ports[0][0])
 	n := &normalizer{dir: dir}
+	if len(ports) > 1 {
+		n.learnMembers(t, c)
+		// A member takes part in changes of membership when it has been connected for a while.
+		time.Sleep(6 * time.Second)
+	}
 	var results []result
 	for _, s := range steps {
 		if s.before != nil {
@@ -211,8 +258,13 @@ func runSteps(t *testing.T, peers string, p party, client, peer int, steps []ste
 		}
 		for i := range args {
 			args[i] = strings.ReplaceAll(args[i], "{endpoint}", endpoint)
+			args[i] = strings.ReplaceAll(args[i], "{all}", strings.Join(c.Endpoints(), ","))
 		}
-		r := n.normalize(s.args, invoke(t, p.client[0], args, environ, s.stdin, s.lines))
+		got := invoke(t, p.client[0], args, environ, s.stdin, s.lines)
+		if len(ports) > 1 && strings.Contains(s.args, "member add") {
+			n.learnMembers(t, c)
+		}
+		r := n.normalize(s.args, got)
 		if s.lines > 0 {
 			// What came before it could be killed is a matter of chance.
 			lines := strings.SplitAfter(r.stdout, "\n")
@@ -223,7 +275,9 @@ func runSteps(t *testing.T, peers string, p party, client, peer int, steps []ste
 		}
 		results = append(results, r)
 	}
-	checkSnapshot(t, peers, filepath.Join(dir, "snap"))
+	if len(ports) == 1 {
+		checkSnapshot(t, peers, filepath.Join(dir, "snap"))
+	}
 	return results
 }
 
@@ -287,14 +341,18 @@ func (l *lineCounter) String() string {
 
 // A normalizer replaces what differs from run to run: lease ids, durations, file names, log times.
 type normalizer struct {
-	dir    string
-	leases []string // hexadecimal, in the order of grants
+	dir     string
+	leases  []string // hexadecimal, in the order of grants
+	members []uint64 // of a cluster: by name, then in the order in which they were added
 }
 
 // expand puts the ids of leases and the directory into the words of a step.
 func (n *normalizer) expand(s string) string {
 	for i, l := range n.leases {
 		s = strings.ReplaceAll(s, fmt.Sprintf("{L%d}", i+1), l)
+	}
+	for i, id := range n.members {
+		s = strings.ReplaceAll(s, fmt.Sprintf("{M%d}", i+1), fmt.Sprintf("%x", id))
 	}
 	return strings.ReplaceAll(s, "{dir}", n.dir)
 }
@@ -336,6 +394,9 @@ func (n *normalizer) normalize(args string, r result) result {
 				s = strings.ReplaceAll(s, strconv.FormatInt(v, 10), name)
 			}
 		}
+		if len(n.members) > 0 {
+			s = n.cleanCluster(s)
+		}
 		s = strings.ReplaceAll(s, n.dir, "{dir}")
 		s = reLog.ReplaceAllString(s, "log $1 $2\n")
 		if strings.Contains(args, "health") {
@@ -350,6 +411,9 @@ func (n *normalizer) normalize(args string, r result) result {
 			// The file of etcd grows by steps of time, and its log by the lease checks of a minute.
 			s = reFileSize.ReplaceAllString(s, "SIZE")
 			s = reRaftIndex.ReplaceAllString(s, "$1 INDEX")
+			if len(n.members) > 0 {
+				s = reTermInRow.ReplaceAllString(s, "TERM INDEX")
+			}
 		}
 		s = reDuration.ReplaceAllString(s, "DURATION")
 		if i := strings.Index(s, "\nUsage:"); i >= 0 {

@@ -28,6 +28,7 @@ const (
 var (
 	responseForms = []form{formSimple, formFields, formJSON, formProtobuf}
 	endpointForms = []form{formSimple, formFields, formJSON, formTable}
+	changeForms   = []form{formSimple, formJSON, formProtobuf}
 	allForms      = []form{formSimple, formFields, formJSON, formProtobuf, formTable}
 )
 
@@ -36,7 +37,7 @@ var (
 // The kinds of answer are the server's responses (*pb.RangeResponse, *pb.PutResponse,
 // *pb.DeleteRangeResponse, *pb.TxnResponse, *pb.MemberListResponse, *pb.AlarmResponse), the client's
 // (*clientv3.WatchResponse and those about leases), and this package's own: leaseRevoked,
-// leaseInfo, []endpointHealth, []endpointStatus, []endpointHash.
+// leaseInfo, memberChanged, leaderMoved, []endpointHealth, []endpointStatus, []endpointHash.
 // An error is one of writing, or errNoForm for a kind that the form cannot show.
 type printer interface {
 	print(answer any) error
@@ -83,6 +84,22 @@ type leaseInfo struct {
 	keys bool // the attached keys were asked for
 }
 
+// A memberChanged is the answer to member add, remove, update and promote.
+type memberChanged struct {
+	id      uint64
+	did     string // what was done, up to the word before "cluster"
+	header  *pb.ResponseHeader
+	added   *pb.Member // by member add, else nil
+	members []*pb.Member
+	resp    proto.Message // all of it
+}
+
+// A leaderMoved is the answer to move-leader.
+type leaderMoved struct {
+	from, to uint64
+	resp     *pb.MoveLeaderResponse
+}
+
 // An endpointHealth says whether an endpoint serves reads through consensus and has no alarm.
 type endpointHealth struct {
 	Endpoint string `json:"endpoint"`
@@ -120,8 +137,15 @@ func (p *jsonPrinter) print(answer any) error {
 		answer = txnToJSON(a)
 	case *pb.MemberListResponse:
 		if p.hex {
-			answer = membersToJSON(a)
+			answer = membersToJSON(a.GetHeader(), nil, a.GetMembers())
 		}
+	case memberChanged:
+		answer = a.resp
+		if p.hex {
+			answer = membersToJSON(a.header, a.added, a.members)
+		}
+	case leaderMoved:
+		answer = a.resp
 	}
 	b, err := json.Marshal(answer)
 	if err != nil {
@@ -187,19 +211,25 @@ type jsonMember struct {
 	IsLearner  bool     `json:"isLearner,omitempty"`
 }
 
-// membersToJSON returns r with its ids in hexadecimal.
-func membersToJSON(r *pb.MemberListResponse) any {
-	h := r.GetHeader()
+func memberToJSON(m *pb.Member) *jsonMember {
+	return &jsonMember{hexID(m.GetID()), m.GetName(), m.GetPeerURLs(), m.GetClientURLs(), m.GetIsLearner()}
+}
+
+// membersToJSON returns an answer about members with its ids in hexadecimal. added may be nil.
+func membersToJSON(h *pb.ResponseHeader, added *pb.Member, members []*pb.Member) any {
 	out := struct {
-		Header  jsonHeader   `json:"header"`
-		Members []jsonMember `json:"members"`
+		Header  jsonHeader    `json:"header"`
+		Member  *jsonMember   `json:"member,omitempty"`
+		Members []*jsonMember `json:"members"`
 	}{
 		Header:  jsonHeader{hexID(h.GetClusterId()), hexID(h.GetMemberId()), h.GetRevision(), h.GetRaftTerm()},
-		Members: []jsonMember{},
+		Members: []*jsonMember{},
 	}
-	for _, m := range r.GetMembers() {
-		out.Members = append(out.Members,
-			jsonMember{hexID(m.GetID()), m.GetName(), m.GetPeerURLs(), m.GetClientURLs(), m.GetIsLearner()})
+	if added != nil {
+		out.Member = memberToJSON(added)
+	}
+	for _, m := range members {
+		out.Members = append(out.Members, memberToJSON(m))
 	}
 	return out
 }
@@ -233,6 +263,10 @@ func message(answer any) proto.Message {
 		return &pb.LeaseGrantResponse{Header: a.ResponseHeader, ID: int64(a.ID), TTL: a.TTL, Error: a.Error}
 	case leaseRevoked:
 		return (*pb.LeaseRevokeResponse)(a.resp)
+	case memberChanged:
+		return a.resp
+	case leaderMoved:
+		return a.resp
 	case *clientv3.LeaseKeepAliveResponse:
 		return &pb.LeaseKeepAliveResponse{Header: a.ResponseHeader, ID: int64(a.ID), TTL: a.TTL}
 	case leaseInfo:

@@ -60,6 +60,11 @@ func (p *simplePrinter) print(answer any) error {
 		for _, m := range a.GetAlarms() {
 			fmt.Fprintln(p.w, alarmText(m))
 		}
+	case memberChanged:
+		// The ids stand in columns of 16, padded with blanks and not with zeros.
+		fmt.Fprintf(p.w, "Member %16x %s cluster %16x\n", a.id, a.did, a.header.GetClusterId())
+	case leaderMoved:
+		fmt.Fprintf(p.w, "Leadership transferred from %x to %x\n", a.from, a.to)
 	case []endpointHealth:
 		for _, h := range a {
 			if h.Error == "" {
