@@ -1,7 +1,7 @@
 // Command quorate is a replicated key-value store that speaks the etcd v3 API.
 //
-// "quorate serve" runs a member; get, put, watch and the other verbs are its client;
-// bench measures. Started under the name etcd it is the server, under the name etcdctl
+// "quorate serve" runs a member, "quorate dev" a cluster of them on one machine; get, put, watch and
+// the other verbs are its client; bench measures. Started under the name etcd it is the server, under the name etcdctl
 // the client, so that it can stand where they stood.
 package main
 
@@ -53,6 +53,7 @@ func command() *cobra.Command {
 and keeps its data in etcd's formats.
 
   quorate serve               run a member on localhost, with its data in default.etcd
+  quorate dev --members 3     run a cluster of three on localhost, for trying things out
   quorate put greeting hello  write a key
   quorate get greeting        read it`,
 	}
@@ -68,6 +69,7 @@ and keeps its data in etcd's formats.
 	if err == nil {
 		serveCommand.SetHelpFunc(func(cmd *cobra.Command, _ []string) { fmt.Fprint(cmd.OutOrStdout(), config.Usage()) })
 	}
+	root.AddCommand(devCommand(server))
 	ctl.Mount(root)
 	b := bench.Command()
 	b.GroupID = server
