@@ -2,6 +2,7 @@
 # make test     everything that must pass: format, vet, staticcheck, unit tests with the
 #               race detector, and the tests against the real etcd; about ten minutes
 # make unit     the quick part of it
+# make sim      simulated clusters, a seed each
 # make fuzz     each fuzz test for FUZZTIME
 # make peers    build the real etcd, etcdctl, etcdutl and benchmark to test against
 
@@ -16,16 +17,24 @@ TEST_MODULES := $(filter-out test/peers,$(patsubst %/go.mod,%,$(wildcard test/go
 
 STATICCHECK = $(GO) tool -modfile=$(CURDIR)/tools/go.mod staticcheck
 
-.PHONY: build test unit fmt vet staticcheck peers peer-tests fuzz clean
+.PHONY: build test unit sim fmt vet staticcheck peers peer-tests fuzz clean
 
 build:
 	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '-s -w' -o bin/quorate ./cmd/quorate
 
-test: fmt vet staticcheck unit peer-tests
+test: fmt vet staticcheck unit sim peer-tests
 
 # Without the peers: what compares with them is slow enough without the race detector.
 unit:
 	env -u QUORATE_PEERS $(GO) test -race -timeout 8m ./...
+
+# Simulated clusters, as many as fit into about a minute: SEEDS=1000000 BUDGET=0 FROM=... for
+# a long run by hand.
+FROM   ?= 1
+SEEDS  ?= 5000
+BUDGET ?= 50s
+sim:
+	$(GO) test -timeout 0 -run 'TestSeeds|TestLeases' ./internal/sim -from $(FROM) -seeds $(SEEDS) -budget $(BUDGET)
 
 fmt:
 	@out=$$(gofmt -l $$(git ls-files '*.go')); \
