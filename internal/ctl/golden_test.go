@@ -310,13 +310,49 @@ func (c *canned) Defragment(_ context.Context, r *pb.DefragmentRequest) (*pb.Def
 	return &pb.DefragmentResponse{}, nil
 }
 
-func (c *canned) MemberList(_ context.Context, r *pb.MemberListRequest) (*pb.MemberListResponse, error) {
-	c.note("member list", r)
-	return &pb.MemberListResponse{Header: cannedHeader, Members: []*pb.Member{
+func (c *canned) members() []*pb.Member {
+	return []*pb.Member{
 		{ID: 0xa1, Name: "infra1", PeerURLs: []string{"http://10.0.0.1:2380", "http://10.1.0.1:2380"}, ClientURLs: []string{"http://" + c.addr}},
 		{ID: 0xa2, PeerURLs: []string{"http://10.0.0.2:2380"}, IsLearner: true},
 		{ID: 0xa3, Name: "名前", PeerURLs: []string{"http://10.0.0.3:2380"}},
-	}}, nil
+	}
+}
+
+func (c *canned) MemberList(_ context.Context, r *pb.MemberListRequest) (*pb.MemberListResponse, error) {
+	c.note("member list", r)
+	return &pb.MemberListResponse{Header: cannedHeader, Members: c.members()}, nil
+}
+
+func (c *canned) MemberAdd(_ context.Context, r *pb.MemberAddRequest) (*pb.MemberAddResponse, error) {
+	c.note("member add", r)
+	added := &pb.Member{ID: 0xfedcba9876543210, PeerURLs: r.PeerURLs, IsLearner: r.IsLearner}
+	return &pb.MemberAddResponse{Header: cannedHeader, Member: added, Members: append(c.members(), added)}, nil
+}
+
+func (c *canned) MemberRemove(_ context.Context, r *pb.MemberRemoveRequest) (*pb.MemberRemoveResponse, error) {
+	c.note("member remove", r)
+	if r.ID != 0xa3 {
+		return nil, rpctypes.ErrGRPCMemberNotFound
+	}
+	return &pb.MemberRemoveResponse{Header: cannedHeader, Members: c.members()[:2]}, nil
+}
+
+func (c *canned) MemberUpdate(_ context.Context, r *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
+	c.note("member update", r)
+	return &pb.MemberUpdateResponse{Header: cannedHeader, Members: c.members()}, nil
+}
+
+func (c *canned) MemberPromote(_ context.Context, r *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
+	c.note("member promote", r)
+	return &pb.MemberPromoteResponse{Header: cannedHeader, Members: c.members()}, nil
+}
+
+func (c *canned) MoveLeader(_ context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
+	c.note("move leader", r)
+	if r.TargetID != 0xa3 {
+		return nil, rpctypes.ErrGRPCBadLeaderTransferee
+	}
+	return &pb.MoveLeaderResponse{Header: cannedHeader}, nil
 }
 
 // Snapshot sends a database of 1024 bytes and its checksum.
