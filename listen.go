@@ -137,6 +137,7 @@ func (s *Server) loadTLS(side string, files tlsconf.Files, auto bool, urls URLs)
 		}
 		files.CertFile, files.KeyFile = made.CertFile, made.KeyFile
 		files.ClientCertFile, files.ClientKeyFile = made.ClientCertFile, made.ClientKeyFile
+		files.SelfMade = true
 	}
 	for _, u := range urls {
 		if config.Secure(u) {
@@ -231,7 +232,7 @@ func (s *Server) servePlain(p *plainServer) {
 	s.serve(p.bound(), func() error {
 		var err error
 		if p.tls != nil {
-			p.http.TLSConfig = p.tls.ServerConfig("h2", "http/1.1")
+			p.http.TLSConfig = p.tls.ServerConfig("http/1.1") // streams of peers need it
 			err = p.http.ServeTLS(p.Listener, "", "")
 		} else {
 			err = p.http.Serve(p.Listener)
