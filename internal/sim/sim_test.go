@@ -23,7 +23,7 @@ var (
 func TestSeeds(t *testing.T) { runSeeds(t, *seeds, *budget, nil) }
 
 // TestLeases is TestSeeds for leases that end while leaders are away.
-func TestLeases(t *testing.T) { runSeeds(t, *seeds/10, *budget/4, forLeases) }
+func TestLeases(t *testing.T) { runSeeds(t, (*seeds+9)/10, *budget/4, forLeases) }
 
 // forLeases makes a run long enough for leases to end while a leader is away, with clients
 // that keep them alive for a while.
