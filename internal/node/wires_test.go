@@ -197,7 +197,6 @@ func (a asker) LeaseTimeToLive(ctx context.Context, urls []string, id kv.LeaseID
 type cluster struct {
 	*wires
 	t     *testing.T
-	dirs  []string
 	cfgs  []Config
 	nodes []*Node
 }

@@ -56,7 +56,7 @@ func (o ours) save(es []*raftpb.Entry, hs *raftpb.HardState) error {
 	return o.l.Append(es, hs, len(es) > 0)
 }
 func (o ours) mark(index, term uint64) error {
-	return o.l.SaveSnapshot(wal.Snapshot{Index: index, Term: term, ConfState: conf})
+	return o.l.SaveSnapshot(wal.Snapshot{Index: index, Term: term, ConfState: conf}, nil)
 }
 func (o ours) close() error { return o.l.Close() }
 
