@@ -51,7 +51,7 @@ peers:
 
 peer-tests: export QUORATE_PEERS := $(QUORATE_PEERS)
 peer-tests: build peers
-	QUORATE_BIN=$(CURDIR)/bin/quorate $(GO) test -run 'TestAgainst|TestEtcd' ./internal/ctl ./internal/mvcc
+	QUORATE_BIN=$(CURDIR)/bin/quorate $(GO) test -run 'Against|TestEtcd' ./internal/ctl ./internal/mvcc
 	set -e; for m in $(TEST_MODULES); do (cd $$m && QUORATE_BIN=$(CURDIR)/bin/quorate $(GO) test -timeout 10m ./...); done
 
 fuzz:
