@@ -303,10 +303,17 @@ func TestReplaceWhileDiskIsFull(t *testing.T) {
 	if err := s.Flush(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	mu.Lock()
-	defer mu.Unlock()
-	if !slices.Equal(flushes, []uint64{1, 10}) {
-		t.Fatalf("OnFlush with %v", flushes)
+	// Flush may return a moment before OnFlush is called.
+	seen := func() []uint64 {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(flushes)
+	}
+	for deadline := time.Now().Add(10 * time.Second); len(seen()) < 2 && time.Now().Before(deadline); {
+		time.Sleep(time.Millisecond)
+	}
+	if got := seen(); !slices.Equal(got, []uint64{1, 10}) {
+		t.Fatalf("OnFlush with %v", got)
 	}
 }
 
