@@ -98,6 +98,9 @@ func TestFoundSeeds(t *testing.T) {
 
 // TestReplay runs seeds twice: the same seed must take the same course.
 func TestReplay(t *testing.T) {
+	if raced {
+		t.Skip("the race detector has the scheduler choose at random between goroutines that wake at one moment; make sim runs this test")
+	}
 	for seed := *from; seed < *from+20; seed++ {
 		a, b := simulate(t, seed, false, nil), simulate(t, seed, false, nil)
 		if a.trace == b.trace && a.stats == b.stats {
