@@ -19,8 +19,9 @@ import (
 type file struct {
 	db     *bbolt.DB
 	uses   atomic.Int64
-	reads  *atomic.Int64 // the store's
-	closed chan struct{} // closed when it is, err is set then
+	reads  *atomic.Int64   // the store's
+	ends   *sync.WaitGroup // the store's, of files that are being closed
+	closed chan struct{}   // closed when it is, err is set then
 	err    error
 
 	// nameless, if not nil, is the file once another has taken its name.
@@ -28,7 +29,7 @@ type file struct {
 }
 
 func (s *Store) newFile(db *bbolt.DB) *file {
-	f := &file{db: db, reads: &s.reads, closed: make(chan struct{})}
+	f := &file{db: db, reads: &s.reads, ends: &s.ends, closed: make(chan struct{})}
 	f.uses.Store(1)
 	return f
 }
@@ -37,13 +38,13 @@ func (s *Store) newFile(db *bbolt.DB) *file {
 // ends when closed is closed: unmapping takes too long for a reader or the applier.
 func (f *file) release() {
 	if f.uses.Add(-1) == 0 {
-		go func() {
+		f.ends.Go(func() {
 			f.err = f.db.Close()
 			if f.nameless != nil {
 				f.err = errors.Join(f.err, dissolve(f.nameless))
 			}
 			close(f.closed)
-		}()
+		})
 	}
 }
 

@@ -139,6 +139,7 @@ type Store struct {
 	replacing   bool                    // the flusher writes nothing, and no Defragment runs
 	stopDefrag  context.CancelCauseFunc // of the Defragment that runs, else nil; compactions wait meanwhile
 
+	ends    sync.WaitGroup // of files that are being closed
 	flusher flusher
 	defrags chan struct{} // holds a token while no Defragment runs
 }
@@ -190,6 +191,7 @@ func (s *Store) Close() error {
 	im.release()
 	f.release()
 	<-f.closed
+	s.ends.Wait() // of files that were replaced, unless a reader still holds one
 	if f.err != nil && err == nil {
 		err = fmt.Errorf("close %s: %w", s.path, f.err)
 	}
