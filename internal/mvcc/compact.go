@@ -75,13 +75,14 @@ func (s *Store) compactTarget() int64 {
 //
 // Revisions become due in the order of the changes that superseded them, and lie in the
 // file in the order in which they were made themselves. The flusher takes many at a time
-// and drops them in the file's order, so that a step touches few of its pages.
+// and drops them in the file's order. So a step touches few of the file's pages, and a
+// crash leaves of each key's history a later part, whole. (Where a tombstone is left and
+// not the put that came after it, etcd takes the next put for the one that created the key.)
 func (s *Store) takeDrops(w *write, target int64) {
 	f := &s.flusher
-	for _, q := range []*queue{&s.superseded, &s.tombstones} {
-		if len(f.drops) == 0 && len(f.due.chunks) == 0 {
-			f.due = q.cut(target, dueChunksMax)
-		}
+	if len(f.drops) == 0 && len(f.due) == 0 {
+		to := s.superseded.bound(target, dueChunksMax)
+		f.due = []queue{s.superseded.cut(to), s.tombstones.cut(min(to+1, target))}
 	}
 	w.compact, w.target = true, target
 	w.finish = !s.superseded.due(target) && !s.tombstones.due(target)
@@ -90,8 +91,12 @@ func (s *Store) takeDrops(w *write, target int64) {
 // step chooses what w drops, and thereby whether anything is left.
 func (s *Store) step(w *write) {
 	f := &s.flusher
-	if len(f.due.chunks) > 0 {
-		f.drops, f.due = f.due.revisions(), queue{}
+	if len(f.due) > 0 {
+		f.drops = nil
+		for _, q := range f.due {
+			f.drops = q.appendTo(f.drops)
+		}
+		f.due = nil
 		slices.SortFunc(f.drops, kv.Revision.Compare)
 	}
 	n := min(len(f.drops), cmp.Or(s.opts.hooks.drops, dropsMax))

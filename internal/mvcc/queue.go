@@ -11,9 +11,8 @@ import (
 // due, so that a compaction costs what it frees and not what there is.
 //
 // A revision of a key is due once a compaction reaches the main revision of the next one.
-// A tombstone is due for compactions beyond its own. The store has one queue of each:
-// tombstones must go last, because while an older revision of its key is in the file,
-// only the tombstone keeps the key from coming back when the file is read again.
+// A tombstone is due for compactions beyond its own. The store has one queue of each. So
+// whatever is cut from both at one revision has with each entry all older ones of its key.
 type queue struct {
 	chunks []*queueChunk
 	head   int // first entry of chunks[0] that is left
@@ -53,11 +52,20 @@ func (q *queue) push(rev kv.Revision, due int64) {
 	c.n++
 }
 
-// cut removes and returns the oldest entries that are due at main revision rev, those of
-// limit chunks at most.
-func (q *queue) cut(rev int64, limit int) queue {
+// bound is a revision up to rev at which about limit chunks are due, at least, if as many
+// are.
+func (q *queue) bound(rev int64, limit int) int64 {
+	if len(q.chunks) <= limit {
+		return rev
+	}
+	last := q.chunks[limit-1]
+	return min(rev, last.dueOf(last.n-1))
+}
+
+// cut removes and returns the entries that are due at main revision rev.
+func (q *queue) cut(rev int64) queue {
 	n := 0
-	for n < min(len(q.chunks), limit) && q.chunks[n].dueOf(q.chunks[n].n-1) <= rev {
+	for n < len(q.chunks) && q.chunks[n].dueOf(q.chunks[n].n-1) <= rev {
 		n++
 	}
 	cut := queue{chunks: slices.Clone(q.chunks[:n]), head: q.head}
@@ -65,7 +73,7 @@ func (q *queue) cut(rev int64, limit int) queue {
 		clear(q.chunks[:n])
 		q.chunks, q.head = q.chunks[n:], 0
 	}
-	if n == limit || !q.due(rev) {
+	if !q.due(rev) {
 		return cut
 	}
 	part := *q.chunks[0]
@@ -85,9 +93,9 @@ func (q *queue) due(rev int64) bool {
 // dueOf is the main revision at which entry i is due.
 func (c *queueChunk) dueOf(i int) int64 { return c.due + int64(c.list[i].due) }
 
-// revisions are all that the queue holds.
-func (q *queue) revisions() []kv.Revision {
-	revs := make([]kv.Revision, 0, len(q.chunks)*queueChunkLen)
+// appendTo appends all revisions that the queue holds to revs.
+func (q *queue) appendTo(revs []kv.Revision) []kv.Revision {
+	revs = slices.Grow(revs, len(q.chunks)*queueChunkLen)
 	head := q.head
 	for _, c := range q.chunks {
 		for _, e := range c.list[head:c.n] {

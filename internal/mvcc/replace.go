@@ -148,7 +148,7 @@ func (s *Store) adoptFile(path string, f *file, l *loaded) (taken bool, err erro
 	taken, err = s.switchFile(path, im, func() { s.adopt(l) })
 	if taken {
 		w := &s.flusher
-		w.due, w.drops = queue{}, nil
+		w.due, w.drops = nil, nil
 		w.retryAt, w.compactAt = time.Time{}, time.Time{}
 	}
 	return taken, err

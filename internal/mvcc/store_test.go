@@ -20,6 +20,7 @@ import (
 	"go.etcd.io/bbolt"
 
 	"quorate/internal/kv"
+	"quorate/internal/wire"
 )
 
 func put(s *Store, key, value string) {
@@ -747,5 +748,72 @@ func TestCompactUnflushed(t *testing.T) {
 	mustClose(t, s)
 	if n := records(t, path); n != 1 {
 		t.Fatalf("%d records are left, want 1", n)
+	}
+}
+
+// After each step of a compaction the file holds of every key a later part of its history,
+// whole: the oldest revisions go first, tombstones in their places.
+func TestCompactionTakesTheOldestOfAKeyFirst(t *testing.T) {
+	rnd := rand.New(rand.NewPCG(7, 7))
+	history := map[string][]kv.Revision{} // of each key, all of it
+	var s *Store
+	left := func() map[string][]kv.Revision {
+		found := map[string][]kv.Revision{}
+		err := s.flusher.file.db.View(func(tx *bbolt.Tx) error {
+			return tx.Bucket(bucketKey).ForEach(func(k, v []byte) error {
+				rev, _, ok := parseRev(k)
+				if !ok {
+					return fmt.Errorf("key %x", k)
+				}
+				key := string(wire.KeyOf(v))
+				found[key] = append(found[key], rev)
+				return nil
+			})
+		})
+		if err != nil {
+			t.Error(err)
+		}
+		return found
+	}
+	compacting := false
+	steps := 0
+	s = mustOpen(t, filepath.Join(t.TempDir(), "db"), Options{NoSync: true, hooks: hooks{drops: 5, step: func(name string) {
+		if name != "commit" || !compacting {
+			return
+		}
+		steps++
+		for key, revs := range left() {
+			whole := history[key]
+			if !slices.Equal(revs, whole[len(whole)-len(revs):]) {
+				t.Errorf("step %d: of key %s, whose history is %v, %v is left", steps, key, whole, revs)
+			}
+		}
+	}}})
+	defer mustClose(t, s)
+	for i := range 300 {
+		tx := s.Begin()
+		key := fmt.Sprint("k", rnd.IntN(12))
+		if rnd.IntN(3) == 0 {
+			tx.Delete(kv.Span{Key: []byte(key)}, nil, func(kv.LeaseID, []byte) {})
+		} else {
+			tx.Put([]byte(key), []byte("v"), 0)
+		}
+		_, events := tx.End()
+		for _, e := range events {
+			history[key] = append(history[key], e.Rev)
+		}
+		s.Publish(uint64(i+1), 1)
+	}
+	if err := s.Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	compacting = true
+	if _, err := s.Compact(s.Rev() - 10); err != nil {
+		t.Fatal(err)
+	}
+	s.Publish(301, 1)
+	waitCompacted(t, s)
+	if steps < 10 {
+		t.Errorf("only %d steps were looked at", steps)
 	}
 }
