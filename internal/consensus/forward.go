@@ -139,8 +139,9 @@ func (c *Core) release() (send []*raftpb.Message) {
 		m := c.held.messages[0]
 		switch {
 		case st.RaftState == raft.StateLeader:
-			if c.append(m.Entries) != nil {
-				return send // it hands over
+			// A term begins with the Ready that shows it, without what waited before.
+			if c.ledTerm != st.GetTerm() || c.append(m.Entries) != nil {
+				return send // or it hands over
 			}
 		case st.Lead == raft.None:
 			return send

@@ -128,6 +128,33 @@ func TestUntaggedProposalOutlivesAHandOver(t *testing.T) {
 	}
 }
 
+// A change of the membership that an etcd has proposed may wait for this member's own
+// election.
+func TestUntaggedChangeWaitsForTheTerm(t *testing.T) {
+	g := newGroup(t, 1, 2, 3)
+	g.elect(2)
+	g.cut = map[uint64]bool{2: true, 7: true}
+	for _, id := range []uint64{1, 3} {
+		g.cores[id].Suspect(2)
+	}
+	data, err := proto.Marshal(&raftpb.ConfChange{Type: raftpb.ConfChangeAddLearnerNode.Enum(), NodeId: new(uint64(7))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	change := &raftpb.Entry{Type: raftpb.EntryConfChange.Enum(), Data: data}
+	err = g.cores[3].Step(&raftpb.Message{Type: raftpb.MsgProp.Enum(), From: new(uint64(1)), To: new(uint64(3)), Entries: []*raftpb.Entry{change}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.cores[3].Campaign(); err != nil {
+		t.Fatal(err)
+	}
+	g.settle()
+	if got := g.cores[3].conf.Learners; g.cores[3].Role() != raft.StateLeader || !slices.Equal(got, []uint64{7}) {
+		t.Errorf("role %v, learners %v; want the leader with learner 7", g.cores[3].Role(), got)
+	}
+}
+
 func TestLeaderThatHandsOverTakesNothing(t *testing.T) {
 	g := newGroup(t, 1, 2, 3)
 	g.elect(2)
