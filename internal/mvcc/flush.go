@@ -25,7 +25,7 @@ type flusher struct {
 	listed    bool          // it holds its list of free pages, see freelistMax
 	compactAt time.Time     // not before, the next step of a compaction
 	due       []queue       // what the compaction took to drop
-	drops     []kv.Revision // the same in the order of the file, when one of both is empty
+	drops     []kv.Revision // the same in the order of the file; one of both is empty
 	retryAt   time.Time     // not before, anything, while the disk is full
 }
 

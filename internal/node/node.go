@@ -187,7 +187,7 @@ type lifecycle struct {
 	keeperDone                      chan struct{}
 	leads                           chan struct{}  // a token when leadership begins
 	overQuota                       chan struct{}  // a token when the quota is reached
-	background                      sync.WaitGroup // reads the leases after the start
+	background                      sync.WaitGroup // what the loop starts, and reading the leases after the start
 
 	closeOnce sync.Once
 	closeErr  error
