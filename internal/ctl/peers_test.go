@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -109,9 +110,9 @@ func TestServerAgainstEtcd(t *testing.T) {
 	// Users and roles are not served yet.
 	steps, withoutAuth := peerSteps()
 	steps = steps[:withoutAuth]
-	for i := range steps {
-		steps[i].ignore = steps[i].ignore || steps[i].alarmed
-	}
+	// Left out, not only ignored: whether the put among them is refused depends on when the server takes
+	// the alarm back, and the revisions of all later steps depend on that put.
+	steps = slices.DeleteFunc(steps, func(s step) bool { return s.alarmed })
 	compareParties(t, peers, 1, steps,
 		party{client: []string{filepath.Join(peers, "etcdctl")}, server: []string{filepath.Join(peers, "etcd")}},
 		party{client: []string{self}, server: []string{server, "serve"}, env: []string{envActAsClient + "=1"}})
