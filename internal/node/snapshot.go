@@ -78,13 +78,9 @@ func writeReceived(path string, from io.Reader, size int64) (written int64, err 
 			err = errors.Join(err, os.Remove(f.Name()))
 		}
 	}()
-	written, err = io.Copy(f, from)
-	switch {
-	case err != nil:
-	case size >= 0 && written != size:
+	written, err = copySynced(f, from)
+	if err == nil && size >= 0 && written != size {
 		err = fmt.Errorf("it ended after %d of %d bytes", written, size)
-	default:
-		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err != nil {
 		return written, err
@@ -93,6 +89,37 @@ func writeReceived(path string, from io.Reader, size int64) (written int64, err 
 		return written, err
 	}
 	return written, syncDir(filepath.Dir(path))
+}
+
+const (
+	receiveStep     = 1 << 20
+	receivePauseMax = 50 * time.Millisecond
+)
+
+type syncWriter interface {
+	io.Writer
+	Sync() error
+}
+
+// copySynced writes from to f and syncs it, in steps of receiveStep with a pause as long
+// as each: on a disk that is shared with a log, that log's syncs never wait for more than
+// one step.
+func copySynced(f syncWriter, from io.Reader) (written int64, err error) {
+	for {
+		n, err := io.CopyN(f, from, receiveStep)
+		written += n
+		if err != nil && err != io.EOF {
+			return written, err
+		}
+		begin := time.Now()
+		if err := f.Sync(); err != nil {
+			return written, err
+		}
+		if err == io.EOF {
+			return written, nil
+		}
+		time.Sleep(min(time.Since(begin), receivePauseMax))
+	}
 }
 
 func syncDir(name string) error {
