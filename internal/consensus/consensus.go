@@ -70,6 +70,10 @@ type Core struct {
 	changes     []*raftpb.Entry // of the membership, to be appended in the term that this member leads
 	changeIndex uint64          // of the last that was
 
+	early      *raftpb.Message // a pre-vote that was asked for while a leader was known
+	earlyTicks int             // for how long it is kept
+	outranks   bool
+
 	sending map[uint64]*sending // snapshots, by member
 
 	// ledTerm is the term that this member leads, and termStart that term's first entry;
@@ -189,6 +193,7 @@ func (c *Core) Alone() bool { return c.Leads() && c.Sole() }
 // Tick passes one tick of time.
 func (c *Core) Tick() {
 	c.rn.Tick()
+	c.tickEarly()
 	c.tickSnapshots()
 	c.appendChange()
 }
@@ -196,21 +201,12 @@ func (c *Core) Tick() {
 // Campaign starts an election now.
 func (c *Core) Campaign() error { return c.rn.Campaign() }
 
-// Suspect says that a member's process has ended. It reports whether that member led; then
-// it is forgotten, so that an election (Campaign) need not wait for the leader's silence.
-func (c *Core) Suspect(id uint64) bool {
-	st := c.rn.BasicStatus()
-	if st.Lead != id || st.RaftState == raft.StateLeader {
-		return false
-	}
-	// Refused with lease-based reads alone, which are not used.
-	return c.rn.ForgetLeader() == nil
-}
-
 // Step takes a message of a peer. Its errors say why Raft did not; none is a fault of
 // this member.
 func (c *Core) Step(m *raftpb.Message) error {
 	switch {
+	case m.GetType() == raftpb.MsgPreVote:
+		return c.preVote(m)
 	case m.GetType() != raftpb.MsgProp:
 		return c.rn.Step(m)
 	case m.GetTerm() != 0:

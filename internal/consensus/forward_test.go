@@ -185,27 +185,6 @@ func TestLeaderThatHandsOverTakesNothing(t *testing.T) {
 	}
 }
 
-func TestForgottenLeaderIsReplacedWithoutWaiting(t *testing.T) {
-	g := newGroup(t, 1, 2, 3)
-	g.elect(1)
-	g.cut[1] = true
-	for _, id := range []uint64{2, 3} {
-		if !g.cores[id].Suspect(1) {
-			t.Fatalf("member %d did not believe that its leader has died", id)
-		}
-	}
-	if g.cores[2].Suspect(3) {
-		t.Error("the death of a follower was taken for the leader's")
-	}
-	if err := g.cores[2].Campaign(); err != nil {
-		t.Fatal(err)
-	}
-	g.settle()
-	if g.cores[2].Role() != raft.StateLeader {
-		t.Errorf("member 2 is %v without a tick", g.cores[2].Role())
-	}
-}
-
 // TestFate has members propose through changes of leader, partitions and loss, and
 // propose again whatever the rule says can never be applied. Everything must be applied
 // exactly once.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -85,6 +86,7 @@ func TestClusterAgrees(t *testing.T) {
 // writers put from every member that lives, in sequence, until stop is called, which
 // returns how many were acknowledged, and the longest gap between two.
 type writers struct {
+	name int64 // begins their keys; no other writers have it
 	wg   sync.WaitGroup
 	done chan struct{}
 	mu   sync.Mutex
@@ -93,8 +95,10 @@ type writers struct {
 	gap  time.Duration
 }
 
+var writersNamed atomic.Int64
+
 func (c *cluster) write(except ...int) *writers {
-	w := &writers{done: make(chan struct{}), puts: map[string]bool{}}
+	w := &writers{name: writersNamed.Add(1), done: make(chan struct{}), puts: map[string]bool{}}
 	for i, n := range c.nodes {
 		skip := n == nil
 		for _, e := range except {
@@ -111,7 +115,7 @@ func (c *cluster) write(except ...int) *writers {
 					return
 				default:
 				}
-				key := fmt.Sprintf("%p/%d/%d", w, i, k)
+				key := fmt.Sprintf("%d/%d/%d", w.name, i, k)
 				body, _ := proto.Marshal(&pb.PutRequest{Key: []byte(key), Value: []byte(key)})
 				res, err := n.Propose(context.Background(), wire.FieldPut, body)
 				w.mu.Lock()

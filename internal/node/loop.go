@@ -56,6 +56,7 @@ type loopState struct {
 	suspectUntil time.Time // a dead leader is to be replaced at once until then
 	campaignAt   time.Time // when to start an election for that
 	campaigns    int       // attempts after the first
+	campaignTerm uint64    // in which campaignAt was set
 	handOverAt   time.Time // not before, a sick leader hands over again
 	connected    map[membership.ID]bool
 	advanced     bool // the first election was brought forward
@@ -192,12 +193,19 @@ func (n *Node) elect() {
 		return
 	}
 	now := time.Now()
+	if n.core.Outranks() && now.Before(n.suspectUntil) {
+		n.campaignAt = now // whoever was to be first cannot win
+	}
 	switch {
 	case n.core.Sole() && n.core.Role() == raft.StateFollower:
 	case !n.campaignAt.IsZero() && !now.Before(n.campaignAt):
 		n.campaignAt = time.Time{}
 		if now.Before(n.suspectUntil) {
 			n.campaignAgain(now)
+		}
+		if term := n.core.Term(); term != n.campaignTerm {
+			n.campaignTerm = term
+			return // an election is under way since; it takes as long as the disks do
 		}
 	default:
 		return
@@ -225,7 +233,7 @@ func (n *Node) campaignFirst(now time.Time, lead membership.ID) {
 			rank++
 		}
 	}
-	n.campaigns = 0
+	n.campaigns, n.campaignTerm = 0, n.core.Term()
 	n.campaignAt = now.Add(rank*campaignStep + randomBelow(time.Millisecond))
 }
 
