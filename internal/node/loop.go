@@ -34,8 +34,9 @@ type change struct {
 }
 
 // appendingMax is how many Appends the log writer has at a time before new proposals
-// wait: one that is being synced and one behind it. What arrives meanwhile forms the
-// next batch, so that batches grow with the load and no timer is needed.
+// wait, this member's and those forwarded to it alike: one that is being synced and one
+// behind it. What arrives meanwhile forms the next batch, so that batches grow with the
+// load and no timer is needed.
 const appendingMax = 2
 
 // appending is an Append on its way to the disk.
@@ -49,8 +50,9 @@ type loopState struct {
 	appending   []appending // with the log writer, oldest first
 	appendingAt time.Time   // when the oldest of them was handed over, or came to be the oldest
 	reads       reads
-	batches     []*batch // sent to the leader of this term, oldest first
-	appliedTerm uint64   // of the last entry applied
+	batches     []*batch          // sent to the leader of this term, oldest first
+	forwarded   []*raftpb.Message // proposals of other members that wait for their turn
+	appliedTerm uint64            // of the last entry applied
 	ticked      time.Time
 
 	suspectUntil time.Time // a dead leader is to be replaced at once until then
@@ -127,11 +129,10 @@ func (n *Node) StepLoop() {
 
 func (n *Node) takeIn(a arrival) error {
 	switch {
+	case a.message != nil && a.message.GetType() == raftpb.MsgProp:
+		n.forwarded = append(n.forwarded, a.message)
 	case a.message != nil:
-		n.received.Add(-messageBytes(a.message))
-		if err := n.core.Step(a.message); err != nil {
-			n.log.Debug("message not taken", "type", a.message.GetType().String(), "from", membership.ID(a.message.GetFrom()).String(), "error", err)
-		}
+		n.step(a.message)
 	case a.appended != nil:
 		return n.appended(a.appended)
 	case a.applied != nil:
@@ -149,6 +150,14 @@ func (n *Node) takeIn(a arrival) error {
 		a.call()
 	}
 	return nil
+}
+
+// step gives a message of another member to core.
+func (n *Node) step(m *raftpb.Message) {
+	n.received.Add(-messageBytes(m))
+	if err := n.core.Step(m); err != nil {
+		n.log.Debug("message not taken", "type", m.GetType().String(), "from", membership.ID(m.GetFrom()).String(), "error", err)
+	}
 }
 
 // appended takes note that m is durable. The log writer may be done with what comes after
@@ -256,19 +265,31 @@ func (n *Node) suspect(id membership.ID) {
 	n.campaignFirst(now, id)
 }
 
-// proposeBatch gives waiting proposals to core. It reports whether there were any.
+// proposeBatch gives waiting proposals to core: those that other members have forwarded,
+// then this member's own. It reports whether there were any.
 func (n *Node) proposeBatch() bool {
-	leads := uint64(0)
-	switch {
-	case n.core.Leader() == raft.None, n.core.Transferring():
+	leads := n.core.Role() == raft.StateLeader
+	if n.core.Transferring() || leads && len(n.appending) >= appendingMax {
 		return false
-	case n.core.Role() == raft.StateLeader:
-		if len(n.appending) >= appendingMax {
-			return false
-		}
-		leads = n.core.Term()
 	}
-	taken := n.proposals.batch(leads)
+	forwarded := n.forwarded
+	n.forwarded = nil
+	for _, m := range forwarded {
+		n.step(m)
+	}
+	return n.proposeOwn(leads) || len(forwarded) > 0
+}
+
+// proposeOwn hands on this member's own proposals. It reports whether there were any.
+func (n *Node) proposeOwn(leads bool) bool {
+	if n.core.Leader() == raft.None {
+		return false
+	}
+	term := uint64(0)
+	if leads {
+		term = n.core.Term()
+	}
+	taken := n.proposals.batch(term)
 	if len(taken) == 0 {
 		return false
 	}
