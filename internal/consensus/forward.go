@@ -156,6 +156,10 @@ func (c *Core) release() (send []*raftpb.Message) {
 	return send
 }
 
+// changesMax bounds the changes of the membership that wait for each other: a batch with
+// one more is not taken for the time being.
+const changesMax = 1000
+
 // append gives entries to Raft, which leads, as one batch. Changes of the membership wait
 // until the one before is applied: Raft would replace them by empty entries.
 func (c *Core) append(entries []*raftpb.Entry) error {
@@ -164,6 +168,9 @@ func (c *Core) append(entries []*raftpb.Entry) error {
 	}
 	isChange := func(e *raftpb.Entry) bool { return e.GetType() != raftpb.EntryNormal }
 	if slices.ContainsFunc(entries, isChange) {
+		if len(c.changes) >= changesMax {
+			return raft.ErrProposalDropped
+		}
 		for _, e := range entries {
 			if isChange(e) {
 				c.changes = append(c.changes, e)

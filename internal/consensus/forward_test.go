@@ -383,3 +383,37 @@ func TestChangesOfTheMembershipWaitForEachOther(t *testing.T) {
 		t.Errorf("applied %q, want %q", g.applied[2], want)
 	}
 }
+
+func TestWaitingChangesAreBounded(t *testing.T) {
+	g := newGroup(t, 1, 2, 3)
+	g.elect(2)
+	update := func(id uint64) bool {
+		t.Helper()
+		data, err := proto.Marshal(&raftpb.ConfChange{Type: raftpb.ConfChangeUpdateNode.Enum(), NodeId: new(uint64(1))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, send, ok := g.cores[id].Propose([]*raftpb.Entry{{Type: raftpb.EntryConfChange.Enum(), Data: data}, {Data: []byte("a")}})
+		if send != nil {
+			g.inbox = append(g.inbox, send)
+		}
+		return ok
+	}
+	taken := 0
+	for update(2) {
+		if taken++; taken > 2*changesMax {
+			t.Fatal("there is no bound")
+		}
+	}
+	if got := len(g.cores[2].changes); got > changesMax {
+		t.Errorf("%d changes wait", got)
+	}
+	g.settle()
+	if !update(2) || !update(1) {
+		t.Error("no change is taken although none waits")
+	}
+	g.settle()
+	if got := len(g.applied[3]); got != taken+2 {
+		t.Errorf("%d batches applied, want %d", got, taken+2)
+	}
+}
