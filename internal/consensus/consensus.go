@@ -74,7 +74,9 @@ type Core struct {
 	earlyTicks int             // for how long it is kept
 	outranks   bool
 
-	sending map[uint64]*sending // snapshots, by member
+	contacts contacts
+	ages     ages
+	sending  map[uint64]*sending // snapshots, by member
 
 	// ledTerm is the term that this member leads, and termStart that term's first entry;
 	// 0 while it leads none.
@@ -107,6 +109,8 @@ func New(cfg Config, log *Log) (*Core, error) {
 	c := &Core{
 		cfg: cfg, rn: rn, log: log, conf: log.conf, applied: cfg.Applied,
 		reads: cfg.Incarnation, sending: make(map[uint64]*sending),
+		contacts: contacts{of: make(map[uint64]contact)},
+		ages:     newAges(youngElections * cfg.ElectionTicks),
 	}
 	c.term, c.committed = log.hard.GetTerm(), log.hard.GetCommit()
 	log.busy = func() bool { return len(c.sending) >= snapshotsMax }
@@ -194,7 +198,10 @@ func (c *Core) Alone() bool { return c.Leads() && c.Sole() }
 func (c *Core) Tick() {
 	c.rn.Tick()
 	c.tickEarly()
+	c.contacts.now++
+	c.ages.tick(c.applied)
 	c.tickSnapshots()
+	c.trim()
 	c.appendChange()
 }
 
@@ -207,6 +214,9 @@ func (c *Core) Step(m *raftpb.Message) error {
 	switch {
 	case m.GetType() == raftpb.MsgPreVote:
 		return c.preVote(m)
+	case m.GetType() == raftpb.MsgHeartbeatResp:
+		c.contacts.answered(m.GetFrom(), 3*c.cfg.HeartbeatTicks)
+		return c.rn.Step(m)
 	case m.GetType() != raftpb.MsgProp:
 		return c.rn.Step(m)
 	case m.GetTerm() != 0:
@@ -241,13 +251,20 @@ func (c *Core) TransferLeader(to uint64) { c.rn.TransferLeader(to) }
 // Transferring reports whether leadership is being handed over.
 func (c *Core) Transferring() bool { return c.rn.BasicStatus().LeadTransferee != raft.None }
 
-// Heir is the voter that can best take over from this member, which leads: it lacks the
-// fewest entries of those that were heard of lately. 0: there is none.
+// Heir is the voter that can best take over from this member, which leads: one that has
+// answered without a break for an election timeout if there is any, for one that was cut
+// off until just now may not reach the others yet; and then the one that lacks the fewest
+// entries. Only those are asked that were heard of lately. 0: there is none.
 func (c *Core) Heir() (heir uint64) {
 	var match uint64
+	steady := false
 	c.rn.WithProgress(func(id uint64, kind raft.ProgressType, pr tracker.Progress) {
-		if id != c.cfg.ID && kind == raft.ProgressTypePeer && pr.RecentActive && pr.State == tracker.StateReplicate && pr.Match > match {
-			heir, match = id, pr.Match
+		if id == c.cfg.ID || kind != raft.ProgressTypePeer || !pr.RecentActive || pr.State != tracker.StateReplicate {
+			return
+		}
+		s := c.contacts.steady(id, c.cfg.ElectionTicks)
+		if heir == 0 || s && !steady || s == steady && pr.Match > match {
+			heir, match, steady = id, pr.Match, s
 		}
 	})
 	return heir

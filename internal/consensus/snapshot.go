@@ -1,8 +1,6 @@
 package consensus
 
 import (
-	"math"
-
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/tracker"
 )
@@ -58,18 +56,5 @@ func (c *Core) tickSnapshots() {
 		if follows, member := following[id]; follows || !member || s.ticks > heldElections*c.cfg.ElectionTicks {
 			delete(c.sending, id)
 		}
-	}
-	c.trim()
-}
-
-// trim forgets applied entries that no member is likely to need.
-func (c *Core) trim() {
-	upTo := c.applied
-	for _, s := range c.sending {
-		upTo = min(upTo, s.from)
-	}
-	c.log.Trim(upTo, c.cfg.KeepEntries, c.cfg.KeepBytes)
-	if upTo < c.applied {
-		c.log.Trim(c.applied, math.MaxInt, heldBytesMax)
 	}
 }
