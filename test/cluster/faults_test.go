@@ -15,6 +15,7 @@ import (
 type fault struct {
 	name    string
 	members []int // whose own clients it may disturb
+	etcd    bool  // the member that it happens to is one
 	// majority says that a majority of the others is left and well connected.
 	majority   bool
 	begin, end moment // end: the members serve again
@@ -117,7 +118,7 @@ func (x *chaos) run(ctx context.Context) error {
 
 // note writes a fault down that begins now, and may disturb the clients of a member.
 func (x *chaos) note(name string, m *harness.Member) *fault {
-	f := &fault{name: name, members: []int{m.Index()}, majority: true, begin: x.load.now(), end: 1 << 62}
+	f := &fault{name: name, members: []int{m.Index()}, etcd: m.Kind == harness.Etcd, majority: true, begin: x.load.now(), end: 1 << 62}
 	x.load.mu.Lock()
 	x.load.faults = append(x.load.faults, f)
 	x.load.mu.Unlock()

@@ -250,7 +250,7 @@ func (l *load) tenant(ctx context.Context, t *tenancy, member int, r *rand.Rand)
 			t.until = max(t.until, asked+time.Duration(ttl)*time.Second)
 		} else if errors.Is(err, rpctypes.ErrLeaseNotFound) && l.now() < t.until && !t.revoked {
 			// Of a revocation it may be the second answer: etcd's client asks again by itself.
-			l.fatal("%s of lease %x through m%d at %v: not found at %v, %v before its end", what, t.id, through, asked, l.now(), t.until-l.now())
+			t.missed = fmt.Sprintf("%s of lease %x through m%d at %v: not found at %v, %v before its end", what, t.id, through, asked, l.now(), t.until-l.now())
 		}
 		return err
 	}
@@ -271,7 +271,7 @@ func (l *load) tenant(ctx context.Context, t *tenancy, member int, r *rand.Rand)
 		return 0, err
 	})
 	if err != nil {
-		return false // whether the key is there is not known
+		return t.missed != "" // or else whether the key is there is not known
 	}
 	for range r.IntN(5) {
 		time.Sleep(time.Duration(r.Int64N(int64(1200 * time.Millisecond))))

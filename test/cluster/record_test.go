@@ -108,6 +108,7 @@ type tenancy struct {
 	key     string
 	id      int64
 	until   moment // it may not end before
+	missed  string // an answer that it was not there before that
 	revoked bool   // on purpose, from some moment on
 	revoke  moment
 }

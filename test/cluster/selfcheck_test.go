@@ -99,6 +99,15 @@ func TestCheckers(t *testing.T) {
 			}
 		}},
 		{"a lease that ends early", "lease:", func(r *record) { r.leases[0].until = 60 * ms }},
+		{"a lease that an answer does not know", "lease:", func(r *record) { r.leases[0].missed = "not found" }},
+		{"the same, and a quorate was paused", "lease:", func(r *record) {
+			r.faults = append(r.faults, &fault{name: "pause", majority: true, begin: 1 * ms, end: 2 * ms})
+			r.leases[0].missed = "not found"
+		}},
+		{"a lease that never ends, though an etcd was paused", "lease:", func(r *record) {
+			r.faults = append(r.faults, &fault{name: "pause", etcd: true, majority: true, begin: 1 * ms, end: 2 * ms})
+			drop(r, 4)
+		}},
 		{"a lease that never ends", "lease:", func(r *record) { drop(r, 4) }},
 		{"an error without a fault", "error:", func(r *record) { r.faults = nil }},
 		{"an error at another member", "error:", func(r *record) { r.faults[0].members = []int{1} }},
@@ -123,6 +132,14 @@ func TestCheckers(t *testing.T) {
 	t.Run("a revoked lease may end early", func(t *testing.T) {
 		r := sound()
 		r.leases[0].until, r.leases[0].revoked, r.leases[0].revoke = 90*ms, true, 40*ms
+		if err := check(r, true); err != nil {
+			t.Error(err)
+		}
+	})
+	t.Run("a lease may end early where an etcd was paused", func(t *testing.T) {
+		r := sound()
+		r.faults = append(r.faults, &fault{name: "pause", etcd: true, majority: true, begin: 1 * ms, end: 2 * ms})
+		r.leases[0].until, r.leases[0].missed = 90*ms, "not found"
 		if err := check(r, true); err != nil {
 			t.Error(err)
 		}
