@@ -13,7 +13,7 @@
 // wait by its nature, a saved snapshot is compared with its checksum, a lock within a lock tells its
 // command of its own key, and locks and elections take their lease back when they end.
 //
-// Not here yet: users and roles, make-mirror, check, downgrade.
+// Not here yet: make-mirror, check, downgrade.
 package ctl
 
 import (
@@ -35,6 +35,7 @@ const (
 	groupCluster     = "cluster maintenance"
 	groupUtility     = "utility"
 	groupConcurrency = "concurrency"
+	groupAuth        = "authentication"
 )
 
 // Command returns the whole client as one root command named etcdctl.
@@ -68,6 +69,7 @@ func Mount(root *cobra.Command) *pflag.FlagSet {
 		{ID: groupKV, Title: "Key-value commands"},
 		{ID: groupCluster, Title: "Cluster maintenance commands"},
 		{ID: groupConcurrency, Title: "Concurrency commands"},
+		{ID: groupAuth, Title: "Authentication commands"},
 		{ID: groupUtility, Title: "Utility commands"},
 	} {
 		if !root.ContainsGroup(group.ID) {
@@ -78,6 +80,7 @@ func Mount(root *cobra.Command) *pflag.FlagSet {
 		getVerb(), putVerb(), delVerb(), txnVerb(), compactionVerb(), watchVerb(), leaseVerb(),
 		endpointVerb(), alarmVerb(), defragVerb(), memberVerb(), moveLeaderVerb(), snapshotVerb(),
 		lockVerb(), electVerb(),
+		authVerb(), userVerb(), roleVerb(),
 		versionVerb(), optionsVerb(),
 	} {
 		cmd := v.command(g)

@@ -12,6 +12,7 @@ const (
 	exitInterrupted   = 5   // a watch was cancelled, a snapshot was not saved
 	exitIO            = 6   // the output could not be written
 	exitBadArgs       = 128 // wrong arguments
+	exitByPrompt      = 255 // a signal while a password was asked for
 )
 
 // errSilent ends a verb whose output has said everything.

@@ -8,14 +8,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"go.etcd.io/etcd/client/pkg/v3/logutil"
 	"go.etcd.io/etcd/client/pkg/v3/srv"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 	"go.uber.org/zap/zapcore"
-	"golang.org/x/term"
 	"google.golang.org/grpc/grpclog"
 )
 
@@ -239,23 +237,11 @@ func (c *call) auth() (*clientv3.AuthConfig, error) {
 	name, password, ok := strings.Cut(g.user, ":")
 	if !ok {
 		var err error
-		if password, err = readPassword(c.cmd); err != nil {
+		if password, err = c.readPassword("Password: "); err != nil {
 			return nil, fail(exitError, err)
 		}
 	}
 	return &clientv3.AuthConfig{Username: name, Password: password}, nil
-}
-
-// readPassword asks on standard error and reads from the terminal without echo.
-func readPassword(cmd *cobra.Command) (string, error) {
-	f, ok := cmd.InOrStdin().(*os.File)
-	if !ok || !term.IsTerminal(int(f.Fd())) {
-		return "", fmt.Errorf("no password given and standard input is not a terminal")
-	}
-	fmt.Fprint(cmd.ErrOrStderr(), "Password: ")
-	b, err := term.ReadPassword(int(f.Fd()))
-	fmt.Fprintln(cmd.ErrOrStderr())
-	return string(b), err
 }
 
 // newLogger returns a logger of etcdctl's form, JSON lines, that writes to w. ETCD_CLIENT_DEBUG sets

@@ -147,6 +147,7 @@ func startCanned(t *testing.T) *canned {
 	pb.RegisterWatchServer(s, c)
 	pb.RegisterMaintenanceServer(s, c)
 	pb.RegisterClusterServer(s, c)
+	pb.RegisterAuthServer(s, &cannedAuth{note: c.note})
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(l) }()
 	t.Cleanup(func() {

@@ -201,7 +201,8 @@ func startServers(t *testing.T, p party, dir string, ports [][2]int) *clientv3.C
 			"--name", names[i], "--data-dir", filepath.Join(dir, names[i]),
 			"--listen-client-urls", url(port[0]), "--advertise-client-urls", url(port[0]),
 			"--listen-peer-urls", url(port[1]), "--initial-advertise-peer-urls", url(port[1]),
-			"--initial-cluster", strings.Join(initial, ","))...)
+			"--initial-cluster", strings.Join(initial, ","),
+			"--bcrypt-cost", "4")...) // as cheap as can be: there are many passwords
 		if err := server.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -598,10 +599,116 @@ func peerSteps() (steps []step, withoutAuth int) {
 	with(step{args: "get a", before: enableAuth})
 	run("--user root:pw get a", "--user root --password pw get a", "--user root:wrong get a", "--user nobody:x get a", "--user root:pw endpoint status -w json", "endpoint health",
 		"--user reader:pw endpoint health", "--user reader:pw get a", "--user reader:pw put a 1", "--auth-jwt-token bad get a", "member list")
-	with(step{args: "--user root get a", ours: "not a terminal", ourCode: 1, why: "etcdctl prompts without a terminal"})
-
+	const stty = "etcdctl runs stty, which complains where there is no terminal"
+	for _, in := range []string{"pw\n", "  pw \r\n", "wrong\n", "pw", ""} {
+		with(step{args: "--user root get a", stdin: in, looseErr: true, why: stty})
+	}
+	steps = append(steps, authSteps()...)
 	with(step{args: "--user root:pw put a 1 -w table", ours: "Error: table not supported as output format", ourCode: 4, why: "etcdctl puts first and fails then"})
 	return steps, withoutAuth
+}
+
+// authSteps returns the invocations about users and roles. Authentication is on before and after them, with
+// the users root and reader.
+func authSteps() (steps []step) {
+	with := func(s step) { steps = append(steps, s) }
+	root := func(args ...string) {
+		for _, a := range args {
+			with(step{args: "--user root:pw " + a})
+		}
+	}
+	forms := func(args string) {
+		for _, w := range []string{"", " -w simple", " -w fields", " -w json", " -w protobuf", " -w fields --hex", " -w json --hex", " -w table", " -w bogus"} {
+			root(args + w)
+		}
+	}
+	const stty = "etcdctl runs stty, which complains where there is no terminal"
+	const refused = "etcdctl asks first and fails then"
+
+	// Arguments.
+	for _, a := range []string{"auth", "auth bogus", "auth enable x", "auth disable x", "auth status x", "user", "user bogus", "user add", "user add a b", "user add :x",
+		"user delete", "user delete a b", "user get", "user get a b", "user list a", "user passwd", "user passwd a b", "user grant-role a", "user grant-role a b c",
+		"user revoke-role a", "user revoke-role a b c", "role", "role bogus", "role add", "role add a b", "role delete", "role delete a b", "role get", "role get a b", "role list a",
+		"role grant-permission a read", "role grant-permission a bogus k", "role grant-permission a read k --prefix --from-key", "role grant-permission a read k e --prefix",
+		"role grant-permission a read k e --from-key", "role grant-permission a read '' --prefix --from-key", "role revoke-permission a", "role revoke-permission a k --prefix --from-key",
+		"role revoke-permission a k e --prefix", "role revoke-permission a k e --from-key", "role revoke-permission a '' --prefix --from-key"} {
+		with(step{args: a})
+	}
+	// Without credentials, with those of others.
+	for _, a := range []string{"auth status", "auth enable", "auth disable", "user list", "user get reader", "user get root", "user add x:y", "role list", "role get root", "role add x",
+		"user passwd reader --interactive=false", "user grant-role reader x", "role grant-permission root read k"} {
+		with(step{args: a, stdin: "pw\n"})
+		with(step{args: "--user reader:pw " + a, stdin: "pw\n"})
+	}
+	// Users, their passwords.
+	forms("auth status")
+	root("auth enable", "auth enable -w json", "auth sta", "user add u1:pw", "user add u1:pw", "user add u2:pw:with:colons -w fields", "user add u3:pw -w json", "user add u4: -w protobuf",
+		"user add u5 --new-user-password pw", "user add u5:pw --new-user-password pw2", "user add u6 --no-password", "user add u7:pw --no-password", "user add u8 --no-password --new-user-password x",
+		"user add '' --no-password", "user list", "user get u1", "user get nobody", "user get ''")
+	for _, in := range []string{"pw\npw\n", "pw\nwp\n", "pw\n", "\n\n", "", "  pw  \r\npw\n"} {
+		with(step{args: "--user root:pw user add asked", stdin: in, looseErr: true, why: stty})
+		with(step{args: "--user root:pw user passwd asked", stdin: in, looseErr: true, why: stty})
+	}
+	with(step{args: "--user root user add both", stdin: "pw\nx\nx\n", looseErr: true, why: stty})
+	for i, in := range []string{"pw\n", "  two words\n", "", "\npw\n", "tab\tbed"} {
+		with(step{args: fmt.Sprintf("--user root:pw user add read%d --interactive=false", i), stdin: in})
+		with(step{args: "--user root:pw user passwd read0 --interactive=false", stdin: in})
+		for _, pw := range []string{"pw", "two", "tab"} {
+			with(step{args: fmt.Sprintf("--user read%d:%s get a", i, pw), looseErr: true, why: "whether the client logs a second attempt is chance"})
+		}
+	}
+	with(step{args: "--user root:pw user passwd nobody --interactive=false", stdin: "pw"})
+	for _, w := range []string{"fields", "json", "protobuf"} {
+		with(step{args: "--user root:pw user passwd read1 --interactive=false -w " + w, stdin: "pw"})
+	}
+	// Roles and permissions.
+	root("role add r1", "role add r1", "role add ''", "role add r2 -w fields", "role add r3 -w json", "role add r4 -w protobuf", "role list", "role get r1", "role get nothing", "role add root",
+		"role grant-permission r1 read k", "role grant-permission r1 write k2 k9", "role grant-permission r1 readwrite p --prefix", "role grant-permission r1 read x --from-key -w fields",
+		"role grant-permission r1 write k3 -w json", "role grant-permission r1 write k4 -w protobuf", "role grant-permission r1 readwrite k", "role grant-permission nothing read k",
+		"role grant-permission r2 read ''", "role grant-permission r2 read '' --prefix", "role grant-permission r2 write '' --from-key", "role grant-permission r2 READ k",
+		"role grant-permission r2 read k9 k1", "role grant-permission r2 read k k", "role grant-permission r3 read '' ignored end", "role grant-permission r3 read a b c",
+		`role grant-permission r3 write "\xff\xfe" --prefix`, "role grant-permission root read k", "role grant-permission --prefix r4 read pre")
+	for _, role := range []string{"r1", "r2", "r3", "r4", "root"} {
+		forms("role get " + role)
+	}
+	forms("role list")
+	// Roles of users.
+	root("user grant-role u1 r1", "user grant-role u1 r2 -w fields", "user grant-role u1 r3 -w json", "user grant-role u1 r4 -w protobuf", "user grant-role u1 r1", "user grant-role u1 nothing",
+		"user grant-role nobody r1", "user grant-role u1 root")
+	forms("user get u1")
+	forms("user list")
+	for _, w := range []string{"", " -w fields", " -w json", " -w protobuf", " -w bogus"} {
+		root("user get u1 --detail"+w, "user get u2 --detail"+w)
+	}
+	root("user get nobody --detail", "user revoke-role u1 root", "user revoke-role u1 r4 -w fields", "user revoke-role u1 r3 -w json", "user revoke-role u1 r2 -w protobuf",
+		"user revoke-role u1 r2", "user revoke-role u1 nothing", "user revoke-role nobody r1", "user get u1", "user revoke-role root root")
+	for _, a := range []string{"user get u1", "user get u2", "user get u1 --detail", "role get r1", "role get r2", "user list", "put k 1", "put k2 1", "put k9 1", "put p1 1", "get k", "get k2", "get k k3", "get p --prefix",
+		"get x --from-key", "get w --from-key", "del k", "del p --prefix", "get '' --prefix", "lease grant 10", "endpoint status -w json", "endpoint hashkv", "compaction 3", "alarm list", "member list", "defrag", "snapshot save {dir}/u1", "auth status",
+		"move-leader 1", "member remove 1", "member promote 1"} {
+		with(step{args: "--user u1:pw " + a, looseErr: strings.HasPrefix(a, "snapshot")})
+	}
+	with(step{args: "--user u1:pw txn", stdin: "\nput k 1\nget p1\n\n\n"})
+	with(step{args: "--user u1:pw txn", stdin: "\nput k 1\nget q\n\n\n"})
+	with(step{args: "--user u1:pw txn", stdin: "mod(\"q\") = \"0\"\n\nput k 1\n\n\n"})
+	with(step{args: "--user u1:pw watch q"})
+	with(step{args: "--user u1:pw watch --rev 10 p q", lines: 3})
+	// Taking away.
+	root("role revoke-permission r1 k", "role revoke-permission r1 k", "role revoke-permission r1 k2 k8", "role revoke-permission r1 k2 k9", "role revoke-permission r1 p --prefix -w fields",
+		"role revoke-permission r1 x --from-key", "role revoke-permission r1 k3 -w json", "role revoke-permission r1 k4 -w protobuf", "role revoke-permission nothing k",
+		"role revoke-permission r2 ''", "role revoke-permission r2 '' --prefix", "role revoke-permission r4 pre --prefix", "role get r1", "role get r2",
+		"role delete r1", "role delete r1", "role delete root", "role delete r2 -w fields", "role delete r3 -w json", "role delete r4 -w protobuf", "user get u1",
+		"user delete u1", "user delete u1", "user delete root", "user delete u2 -w fields", "user delete u3 -w json", "user delete u4 -w protobuf", "user list", "role list")
+	// Off, and on again.
+	root("auth disable -w json")
+	for _, a := range []string{"auth status", "auth disable", "user list", "user get reader", "role get root", "user revoke-role root root", "role delete root", "auth enable", "role list", "--user root:pw auth status"} {
+		with(step{args: a})
+	}
+	// Last, since the revision of users and roles is another after them.
+	for _, a := range []string{"user add x:y", "user delete x", "user passwd x --interactive=false", "user grant-role x r", "user revoke-role x r", "role add x", "role delete x",
+		"role grant-permission x read k", "role revoke-permission x k"} {
+		with(step{args: "--user root:pw " + a + " -w table", ours: "Error: table not supported as output format", ourCode: 4, why: refused})
+	}
+	return steps
 }
 
 // raiseAlarm sets the alarm of a full disk on every member.

@@ -35,9 +35,10 @@ var (
 // A printer writes answers in one form.
 //
 // The kinds of answer are the server's responses (*pb.RangeResponse, *pb.PutResponse,
-// *pb.DeleteRangeResponse, *pb.TxnResponse, *pb.MemberListResponse, *pb.AlarmResponse), the client's
-// (*clientv3.WatchResponse and those about leases), and this package's own: leaseRevoked,
-// leaseInfo, memberChanged, leaderMoved, []endpointHealth, []endpointStatus, []endpointHash.
+// *pb.DeleteRangeResponse, *pb.TxnResponse, *pb.MemberListResponse, *pb.AlarmResponse, *pb.AuthStatusResponse,
+// *pb.AuthUserListResponse, *pb.AuthRoleListResponse), the client's (*clientv3.WatchResponse and those about
+// leases), and this package's own: leaseRevoked, leaseInfo, memberChanged, leaderMoved, authChanged, userInfo,
+// roleInfo, []endpointHealth, []endpointStatus, []endpointHash.
 // An error is one of writing, or errNoForm for a kind that the form cannot show.
 type printer interface {
 	print(answer any) error
@@ -145,6 +146,12 @@ func (p *jsonPrinter) print(answer any) error {
 			answer = membersToJSON(a.header, a.added, a.members)
 		}
 	case leaderMoved:
+		answer = a.resp
+	case authChanged:
+		answer = a.resp
+	case userInfo:
+		answer = a.resp
+	case roleInfo:
 		answer = a.resp
 	}
 	b, err := json.Marshal(answer)
@@ -266,6 +273,12 @@ func message(answer any) proto.Message {
 	case memberChanged:
 		return a.resp
 	case leaderMoved:
+		return a.resp
+	case authChanged:
+		return a.resp
+	case userInfo:
+		return a.resp
+	case roleInfo:
 		return a.resp
 	case *clientv3.LeaseKeepAliveResponse:
 		return &pb.LeaseKeepAliveResponse{Header: a.ResponseHeader, ID: int64(a.ID), TTL: a.TTL}

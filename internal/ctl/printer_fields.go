@@ -83,6 +83,23 @@ func (p *fieldsPrinter) print(answer any) error {
 		}
 	case *pb.MemberListResponse:
 		p.members(a)
+	case authChanged:
+		p.header(a.resp.GetHeader())
+	case roleInfo:
+		p.header(a.resp.GetHeader())
+		for _, perm := range a.resp.GetPerm() {
+			// Two spaces, as always.
+			fmt.Fprintf(p.w, "%q :  %s\n", "PermType", perm.GetPermType())
+			p.quoted("Key", string(perm.GetKey()))
+			p.quoted("RangeEnd", string(perm.GetRangeEnd()))
+		}
+	case *pb.AuthRoleListResponse:
+		p.header(a.GetHeader())
+		fmt.Fprintf(p.w, "%q :", "Roles")
+		for _, role := range a.GetRoles() {
+			fmt.Fprintf(p.w, " %q", role)
+		}
+		fmt.Fprintln(p.w)
 	case []endpointHealth:
 		for _, h := range a {
 			p.quoted("Endpoint", h.Endpoint)

@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 
+	"go.etcd.io/etcd/api/v3/authpb"
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -65,6 +66,18 @@ func (p *simplePrinter) print(answer any) error {
 		fmt.Fprintf(p.w, "Member %16x %s cluster %16x\n", a.id, a.did, a.header.GetClusterId())
 	case leaderMoved:
 		fmt.Fprintf(p.w, "Leadership transferred from %x to %x\n", a.from, a.to)
+	case authChanged:
+		fmt.Fprintln(p.w, a.did)
+	case *pb.AuthStatusResponse:
+		fmt.Fprintf(p.w, "Authentication Status: %v\nAuthRevision: %d\n", a.GetEnabled(), a.GetAuthRevision())
+	case userInfo:
+		fmt.Fprintf(p.w, "User: %s\n%s\n", a.name, strings.Join(append([]string{"Roles:"}, a.resp.GetRoles()...), " "))
+	case *pb.AuthUserListResponse:
+		p.names(a.GetUsers())
+	case roleInfo:
+		p.role(a)
+	case *pb.AuthRoleListResponse:
+		p.names(a.GetRoles())
 	case []endpointHealth:
 		for _, h := range a {
 			if h.Error == "" {
@@ -126,6 +139,46 @@ func (p *simplePrinter) lease(a leaseInfo) {
 		fmt.Fprintf(p.w, ", attached keys(%s)", r.Keys)
 	}
 	fmt.Fprintln(p.w)
+}
+
+func (p *simplePrinter) names(names []string) {
+	for _, n := range names {
+		fmt.Fprintln(p.w, n)
+	}
+}
+
+// role lists the ranges that a role may read, then those that it may write.
+func (p *simplePrinter) role(a roleInfo) {
+	fmt.Fprintf(p.w, "Role %s\n", a.name)
+	for _, kind := range []struct {
+		title string
+		perm  authpb.Permission_Type
+	}{{"KV Read:", authpb.READ}, {"KV Write:", authpb.WRITE}} {
+		fmt.Fprintln(p.w, kind.title)
+		if a.name == rootName && a.resp.GetPerm() == nil {
+			fmt.Fprintln(p.w, "\t[, <open ended>") // its power is in no permission
+		}
+		for _, perm := range a.resp.GetPerm() {
+			if t := perm.GetPermType(); t == kind.perm || t == authpb.READWRITE {
+				fmt.Fprintf(p.w, "\t%s\n", permissionText(string(perm.GetKey()), string(perm.GetRangeEnd())))
+			}
+		}
+	}
+}
+
+// permissionText writes the range of a permission.
+func permissionText(key, end string) string {
+	if end == "" {
+		return key
+	}
+	text := fmt.Sprintf("[%s, %s)", key, end)
+	if end == openEnd {
+		text = fmt.Sprintf("[%s, <open ended>", key)
+	}
+	if key != "" && clientv3.GetPrefixRangeEnd(key) == end {
+		text += fmt.Sprintf(" (prefix %s)", key)
+	}
+	return text
 }
 
 func (p *simplePrinter) kvs(kvs []*mvccpb.KeyValue) {
