@@ -13,6 +13,7 @@ import (
 	"quorate"
 	"quorate/internal/config"
 	"quorate/internal/logging"
+	"quorate/internal/node"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 )
@@ -105,6 +106,12 @@ func runServer(cfg *config.Config, log *slog.Logger) int {
 		case early = <-signals:
 			log.Info("received signal; shutting down", "signal", early.String())
 		case err := <-server.Err():
+			if errors.Is(err, node.ErrRemoved) {
+				// That is no failure: it is what somebody asked the cluster for.
+				log.Warn("server error", "error", err)
+				log.Warn("data-dir used by this member must be removed", "data-dir", cfg.DataDir)
+				break
+			}
 			log.Log(context.Background(), logging.LevelFatal, "the server cannot go on", "error", err)
 			// Nothing is lost: what was acknowledged is on disk. Closing in order could
 			// wait for the very thing that failed.
@@ -114,12 +121,15 @@ func runServer(cfg *config.Config, log *slog.Logger) int {
 	notifySystemd(log, daemon.SdNotifyStopping)
 	go func() {
 		<-signals
-		log.Warn("received a second signal; exiting at once")
+		log.Warn("received a signal while stopping; exiting at once")
 		os.Exit(exitFailed)
 	}()
 	if err := server.Close(); err != nil {
 		log.Error("failed to stop in order", "error", err)
 		return exitFailed
+	}
+	if early == nil {
+		return exitOK
 	}
 	return dieOf(early)
 }
