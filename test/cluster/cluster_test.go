@@ -81,6 +81,7 @@ func run(t *testing.T, kinds []harness.Kind, swaps bool) {
 			t.Error(err)
 		}
 	})
+	c.OwnClocks = true
 	if err := c.Members[len(kinds)-1].OwnDisk(512 << 20); err != nil {
 		t.Log(err)
 	}

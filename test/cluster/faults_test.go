@@ -63,6 +63,7 @@ var makers = []struct {
 	{"cut one way", 2, (*chaos).cutOne},
 	{"flaky links", 2, (*chaos).flaky},
 	{"move", 3, (*chaos).move},
+	{"clock", 2, (*chaos).clock},
 	{"slow disk", 2, (*chaos).slow},
 	{"full disk", 2, (*chaos).full},
 	{"kill two", 1, (*chaos).killTwo},
@@ -183,6 +184,22 @@ func (x *chaos) pause(ctx context.Context, f *fault, m *harness.Member) error {
 	}
 	x.pause_(ctx, 50*time.Millisecond, 3*time.Second)
 	return m.Resume()
+}
+
+// clock steps a member's wall clock to and fro, by a moment or by years. Nobody shall notice.
+func (x *chaos) clock(ctx context.Context, f *fault, m *harness.Member) error {
+	f.members = nil
+	for range 1 + x.IntN(3) {
+		most := []int32{3, 3600, 10 * 365 * 86400}[x.IntN(3)]
+		if err := m.SetClock(x.Int32N(2*most) - most); err != nil {
+			return err
+		}
+		x.pause_(ctx, 100*time.Millisecond, 2*time.Second)
+	}
+	if x.IntN(2) == 0 {
+		return nil // it stays so until the process ends
+	}
+	return m.SetClock(0)
 }
 
 // cut holds what cut does to the network for a while.

@@ -12,10 +12,9 @@
 //     error, as long as a majority was left.
 //
 // The faults are those of real life: kill -9, SIGTERM, SIGSTOP, partitions, also one-way,
-// links that come and go, a slow disk, a full disk, a leader that is moved, a member that is
-// replaced by the other kind. Where the machine cannot make one (see harness.Isolate), it is
-// left out, and the test says so. Clocks are not stepped: that would be the machine's, and is
-// the simulator's business.
+// links that come and go, a slow disk, a full disk, clocks that step, a leader that is moved, a
+// member that is replaced by the other kind. Where the machine cannot make one (see
+// harness.Isolate), it is left out, and the test says so.
 //
 //	go test ./cluster                                       some rounds of each
 //	go test ./cluster -timeout 0 -v -args -duration 1h -seed 7

@@ -28,6 +28,9 @@ type Cluster struct {
 	// Network is the members' own, nil when they share the loopback interface because this
 	// process has no namespaces (see Isolate): then nothing can be cut.
 	Network *Network
+	// OwnClocks gives processes that are launched from now on clocks that SetClock can step,
+	// where that is possible.
+	OwnClocks bool
 
 	dir   string
 	flags []string
@@ -281,7 +284,7 @@ func (m *Member) Launch() error {
 		"--initial-cluster-token=quorate-test",
 	}, m.cluster.flags)
 	start := func() error {
-		m.Server, err = run(m.Kind, bin, m.Dir, m.Addr, args)
+		m.Server, err = run(m.Kind, bin, m.Dir, m.Addr, m.cluster.OwnClocks, args)
 		return err
 	}
 	m.paused = false

@@ -3,6 +3,7 @@ package harness
 import (
 	"context"
 	"errors"
+	"net/http"
 	"testing"
 	"time"
 )
@@ -25,6 +26,7 @@ func TestFaults(t *testing.T) {
 			t.Error(err)
 		}
 	})
+	c.OwnClocks = true
 	full := c.Members[2].OwnDisk(256<<20) == nil
 	if err := c.Start(ctx); err != nil {
 		t.Fatal(err)
@@ -91,6 +93,30 @@ func TestFaults(t *testing.T) {
 		must(put(c.Members[1], 10*time.Second))
 		must(leader.Resume())
 		must(put(leader, 10*time.Second))
+	})
+	t.Run("clock", func(t *testing.T) {
+		date := func(m *Member) time.Time {
+			resp, err := http.Get("http://" + m.Addr + "/version")
+			must(err)
+			resp.Body.Close()
+			at, err := http.ParseTime(resp.Header.Get("Date"))
+			must(err)
+			return at
+		}
+		for _, step := range []time.Duration{time.Hour, -30 * 24 * time.Hour, 0} {
+			err := leader.SetClock(int32(step / time.Second))
+			if errors.Is(err, ErrNoFault) {
+				t.Skip(err)
+			}
+			must(err)
+			if off := date(leader).Sub(time.Now()) - step; off.Abs() > 10*time.Second {
+				t.Errorf("set to differ by %v, it is wrong by %v", step, off)
+			}
+			if off := date(c.Members[1]).Sub(time.Now()); off.Abs() > 10*time.Second {
+				t.Errorf("another member's clock differs by %v", off)
+			}
+			must(put(leader, 5*time.Second))
+		}
 	})
 	t.Run("slow disk", func(t *testing.T) {
 		must(c.Lead(ctx, leader))

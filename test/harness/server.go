@@ -41,9 +41,10 @@ type Server struct {
 	Addr string // host:port for clients
 	Log  string // the file that standard output and error go to
 
-	cmd  *exec.Cmd
-	done chan struct{} // closed when the process has ended and exit is set
-	exit error
+	cmd   *exec.Cmd
+	clock *clock        // nil: the machine's
+	done  chan struct{} // closed when the process has ended and exit is set
+	exit  error
 
 	mu   sync.Mutex
 	conn *grpc.ClientConn
@@ -88,7 +89,7 @@ func Launch(k Kind, dir string, flags ...string) (*Server, error) {
 		return nil, err
 	}
 	addr := fmt.Sprintf("127.0.0.1:%d", client)
-	return run(k, bin, dir, addr, slices.Concat(args, []string{
+	return run(k, bin, dir, addr, false, slices.Concat(args, []string{
 		"--name=" + Name,
 		"--data-dir=" + dir,
 		"--listen-client-urls=http://" + addr,
@@ -99,8 +100,9 @@ func Launch(k Kind, dir string, flags ...string) (*Server, error) {
 	}, flags))
 }
 
-// run starts a server's process, which listens for clients on addr.
-func run(k Kind, bin, dir, addr string, args []string) (*Server, error) {
+// run starts a server's process, which listens for clients on addr; with a clock of its own
+// if it shall have one and can.
+func run(k Kind, bin, dir, addr string, ownClock bool, args []string) (*Server, error) {
 	s := &Server{
 		Kind: k,
 		Dir:  dir,
@@ -113,13 +115,15 @@ func run(k Kind, bin, dir, addr string, args []string) (*Server, error) {
 		return nil, err
 	}
 	defer out.Close()
-	s.cmd = exec.Command(bin, args...)
-	s.cmd.Stdout, s.cmd.Stderr = out, out
-	s.cmd.Dir = filepath.Dir(dir)
-	s.cmd.Env = environment()
-	// A test process that dies (a panic, a timeout) takes its servers along.
-	s.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := s.cmd.Start(); err != nil {
+	if ownClock {
+		s.cmd = newCommand(bin, args, filepath.Dir(dir), out)
+		s.clock, err = startWithClock(s.cmd)
+	}
+	if s.clock == nil {
+		s.cmd = newCommand(bin, args, filepath.Dir(dir), out)
+		err = s.cmd.Start()
+	}
+	if err != nil {
 		return nil, fmt.Errorf("start %v: %w", k, err)
 	}
 	go func() {
@@ -127,6 +131,17 @@ func run(k Kind, bin, dir, addr string, args []string) (*Server, error) {
 		close(s.done)
 	}()
 	return s, nil
+}
+
+// newCommand is a program to be run in dir.
+func newCommand(bin string, args []string, dir string, out *os.File) *exec.Cmd {
+	cmd := exec.Command(bin, args...)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.Dir = dir
+	cmd.Env = environment()
+	// A test process that dies (a panic, a timeout) takes its servers along.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	return cmd
 }
 
 // environment is ours without what would configure a server behind the flags' back.
