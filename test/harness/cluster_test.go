@@ -109,10 +109,10 @@ func TestFaults(t *testing.T) {
 				t.Skip(err)
 			}
 			must(err)
-			if off := date(leader).Sub(time.Now()) - step; off.Abs() > 10*time.Second {
+			if off := time.Until(date(leader)) - step; off.Abs() > 10*time.Second {
 				t.Errorf("set to differ by %v, it is wrong by %v", step, off)
 			}
-			if off := date(c.Members[1]).Sub(time.Now()); off.Abs() > 10*time.Second {
+			if off := time.Until(date(c.Members[1])); off.Abs() > 10*time.Second {
 				t.Errorf("another member's clock differs by %v", off)
 			}
 			must(put(leader, 5*time.Second))
