@@ -25,6 +25,7 @@ func (c *Core) Suspect(id uint64) bool {
 	if c.rn.ForgetLeader() != nil {
 		return false
 	}
+	c.outranks = false // of an election gone by
 	if m := c.early; m != nil {
 		c.early = nil
 		// A message may come late; Raft's reasons not to take it are as good now.
