@@ -30,8 +30,6 @@ func (s *Server) measure(n *node.Node) {
 		}
 		return major + "." + minor
 	})
-	m.AuthRevision.Set(1) // of a store without users
-
 	m.CurrentRevision.Read(func() float64 {
 		v := n.View()
 		defer v.Release()

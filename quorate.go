@@ -173,6 +173,9 @@ func (s *Server) startNode() error {
 		StrictReconfigCheck: c.StrictReconfigCheck,
 		TickAdvance:         c.InitialTickAdvance,
 		CatchUpEntries:      int(c.SnapshotCatchUpEntries),
+		AuthToken:           c.AuthToken,
+		AuthTokenTTL:        time.Duration(c.AuthTokenTTL) * time.Second,
+		BcryptCost:          int(c.BcryptCost),
 		Network:             s.peers,
 		Peers:               peer.NewClient(peerTLS, ""),
 		Metrics:             s.metrics,
@@ -197,6 +200,7 @@ func (s *Server) startNode() error {
 		KeepaliveTimeout:     c.GRPCKeepAliveTimeout,
 		SlowRequest:          c.WarnUnaryDuration,
 		LearnerReads:         c.LearnerServeReads,
+		CertificateUsers:     c.ClientTLS.ClientCertAuth,
 	})
 	return err
 }

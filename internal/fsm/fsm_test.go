@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"quorate/internal/auth"
 	"quorate/internal/kv"
 	"quorate/internal/lease"
 	"quorate/internal/membership"
@@ -46,9 +47,17 @@ func newMachine(t testing.TB) *machine {
 	if err != nil {
 		t.Fatal(err)
 	}
+	tokens, err := auth.NewTokens("simple", 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	users, err := auth.Load(store, tokens, 4)
+	if err != nil {
+		t.Fatal(err)
+	}
 	leases := lease.New(2)
 	leases.Promote(time.Unix(900, 0), time.Second)
-	return &machine{New(store, func() *lease.Lessor { return leases }, cluster, alarms), t, store, leases, 0}
+	return &machine{New(store, func() *lease.Lessor { return leases }, cluster, alarms, users), t, store, leases, 0}
 }
 
 func (m *machine) entry(field wire.Field, msg proto.Message) *raftpb.Entry {
@@ -60,7 +69,7 @@ func (m *machine) entry(field wire.Field, msg proto.Message) *raftpb.Entry {
 	m.index++
 	return &raftpb.Entry{
 		Type: raftpb.EntryNormal.Enum(), Index: new(m.index), Term: new(uint64(1)),
-		Data: wire.AppendRaftRequest(nil, m.index+100, field, body),
+		Data: wire.AppendRaftRequest(nil, &wire.RequestHeader{ID: m.index + 100}, field, body),
 	}
 }
 
@@ -309,7 +318,6 @@ func TestAlarmsRefuseWhatTheySay(t *testing.T) {
 func TestUnknownRequestStopsTheMember(t *testing.T) {
 	m := newMachine(t)
 	for name, e := range map[string]*raftpb.Entry{
-		"auth":    m.entry(1000, &pb.AuthEnableRequest{}),
 		"unknown": m.entry(4242, &pb.PutRequest{Key: []byte("a")}),
 	} {
 		if _, _, err := m.Apply(e, time.Time{}); !errors.Is(err, ErrUnsupported) {
@@ -349,7 +357,7 @@ func FuzzApply(f *testing.F) {
 		for range 2 {
 			m.index++
 			_, _, err := m.Apply(&raftpb.Entry{Index: new(m.index), Term: new(uint64(1)),
-				Data: wire.AppendRaftRequest(nil, 1, wire.Field(field), body)}, time.Unix(1000, 0))
+				Data: wire.AppendRaftRequest(nil, &wire.RequestHeader{ID: 1}, wire.Field(field), body)}, time.Unix(1000, 0))
 			if err != nil {
 				return
 			}

@@ -26,6 +26,11 @@ func (m *Machine) txn(t *kv.Txn) Result {
 	if m.alarms.NoSpace() && t.Puts() {
 		return Result{Err: kv.ErrNoSpace}
 	}
+	if m.access.checked() {
+		if err := m.access.txn(t, m.leases()); err != nil {
+			return Result{Err: err}
+		}
+	}
 	tx := m.store.Begin()
 	path := choose(tx, t, m.path[:0])
 	m.path = path

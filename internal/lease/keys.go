@@ -4,6 +4,8 @@ import (
 	"encoding/binary"
 	"slices"
 	"sort"
+
+	"quorate/internal/kv"
 )
 
 // Most leases have no key or one, some have very many. A few keys are packed into one
@@ -148,6 +150,17 @@ func (l *Lessor) detachLocked(s slot, key string) {
 }
 
 // toBytes copies keys into one piece of memory.
+// Keys are the keys that hang on lease id, in order; none if there is no such lease.
+func (l *Lessor) Keys(id kv.LeaseID) [][]byte {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s, ok := l.byID[id]
+	if !ok {
+		return nil
+	}
+	return toBytes(l.keysLocked(s))
+}
+
 func toBytes(keys []string) [][]byte {
 	if len(keys) == 0 {
 		return nil

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"quorate/internal/auth"
 	"quorate/internal/kv"
 	"quorate/internal/membership"
 	"quorate/internal/wire"
@@ -361,7 +362,10 @@ func TestRevocationStaysInItsTerm(t *testing.T) {
 	c.isolate(membership.ID(old.id), true)
 	result := make(chan error, 1)
 	go func() {
-		_, err := old.proposeIn(context.Background(), term, wire.FieldLeaseRevoke, body)
+		p, err := old.begin(term, auth.Identity{}, wire.FieldLeaseRevoke, body)
+		if err == nil {
+			_, err = old.await(context.Background(), p, wire.FieldLeaseRevoke)
+		}
 		result <- err
 	}()
 	time.Sleep(300 * time.Millisecond)

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"time"
 
+	"quorate/internal/auth"
 	"quorate/internal/kv"
 	"quorate/internal/membership"
 	"quorate/internal/wire"
@@ -86,15 +87,20 @@ func (n *Node) expireLeases() {
 }
 
 // revokeExpired proposes the revocation of leases, in one term, and waits for all. Where
-// that fails a lease is handed out again a few seconds later.
+// that fails a lease is handed out again a few seconds later. Whoever may write the keys,
+// the member may end the lease: it asks as root, as etcd's does.
 func (n *Node) revokeExpired(term uint64, ids []kv.LeaseID) {
+	var who auth.Identity
+	if st := n.Auth(); st.Enabled() {
+		who = auth.Identity{User: auth.Root, Revision: st.Revision()}
+	}
 	started := make([]*proposal, len(ids))
 	for i, id := range ids {
 		body, err := proto.Marshal(&pb.LeaseRevokeRequest{ID: int64(id)})
 		if err != nil {
 			panic("node: encode a revocation: " + err.Error()) // a number; cannot fail
 		}
-		if started[i], err = n.begin(term, wire.FieldLeaseRevoke, body); err != nil {
+		if started[i], err = n.begin(term, who, wire.FieldLeaseRevoke, body); err != nil {
 			n.revoked(id, err, nil)
 		}
 	}

@@ -14,17 +14,29 @@ import (
 
 // requestNames are the requests under the names that etcd's metrics have for them.
 var requestNames = map[wire.Field]string{
-	wire.FieldPut:              "Put",
-	wire.FieldDelete:           "DeleteRange",
-	wire.FieldTxn:              "Txn",
-	wire.FieldCompact:          "Compaction",
-	wire.FieldLeaseGrant:       "LeaseGrant",
-	wire.FieldLeaseRevoke:      "LeaseRevoke",
-	wire.FieldLeaseCheckpoint:  "LeaseCheckpoint",
-	wire.FieldAlarm:            "Alarm",
-	wire.FieldClusterVersion:   "ClusterVersionSet",
-	wire.FieldMemberAttributes: "ClusterMemberAttrSet",
-	wire.FieldDowngradeInfo:    "DowngradeInfoSet",
+	wire.FieldPut:                "Put",
+	wire.FieldDelete:             "DeleteRange",
+	wire.FieldTxn:                "Txn",
+	wire.FieldCompact:            "Compaction",
+	wire.FieldLeaseGrant:         "LeaseGrant",
+	wire.FieldLeaseRevoke:        "LeaseRevoke",
+	wire.FieldLeaseCheckpoint:    "LeaseCheckpoint",
+	wire.FieldAlarm:              "Alarm",
+	wire.FieldAuthEnable:         "AuthEnable",
+	wire.FieldAuthDisable:        "AuthDisable",
+	wire.FieldAuthenticate:       "Authenticate",
+	wire.FieldUserAdd:            "AuthUserAdd",
+	wire.FieldUserDelete:         "AuthUserDelete",
+	wire.FieldUserChangePassword: "AuthUserChangePassword",
+	wire.FieldUserGrantRole:      "AuthUserGrantRole",
+	wire.FieldUserRevokeRole:     "AuthUserRevokeRole",
+	wire.FieldRoleAdd:            "AuthRoleAdd",
+	wire.FieldRoleDelete:         "AuthRoleDelete",
+	wire.FieldRoleGrant:          "AuthRoleGrantPermission",
+	wire.FieldRoleRevoke:         "AuthRoleRevokePermission",
+	wire.FieldClusterVersion:     "ClusterVersionSet",
+	wire.FieldMemberAttributes:   "ClusterMemberAttrSet",
+	wire.FieldDowngradeInfo:      "DowngradeInfoSet",
 }
 
 // meter counts what the write path does. Its maps are constant, so that a request costs
@@ -117,6 +129,7 @@ func (n *Node) measure() {
 	m.HasLeader.Read(func() float64 { return flag(n.leader.Load() != 0) })
 	m.IsLeader.Read(func() float64 { return flag(n.leader.Load() == n.id) })
 	m.IsLearner.Read(func() float64 { return flag(n.learner.Load()) })
+	m.AuthRevision.Read(func() float64 { return float64(n.Auth().Revision()) })
 	m.QuotaBytes.Read(func() float64 { return float64(n.cfg.quota()) })
 	m.ProposalsCommitted.Read(func() float64 { return float64(n.committed.Load()) })
 	m.ProposalsApplied.Read(func() float64 { return float64(n.Status().Applied) })

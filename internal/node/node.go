@@ -22,6 +22,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"quorate/internal/auth"
 	"quorate/internal/consensus"
 	"quorate/internal/fsm"
 	"quorate/internal/kv"
@@ -78,6 +79,10 @@ type Config struct {
 	TickAdvance         bool // the first election need not wait a whole timeout
 	CatchUpEntries      int  // applied entries that are kept for slow followers
 
+	AuthToken    string        // kind of tokens and options, see auth.NewTokens; "": simple
+	AuthTokenTTL time.Duration // of simple tokens; 0: etcd's
+	BcryptCost   int           // of password hashes; bcrypt's default if it knows no such cost
+
 	Network Network // to the other members
 	Peers   Peers   // asks them; nil: nobody is asked
 	FS      vfs.FS  // where the log is kept; nil: the system's
@@ -128,6 +133,9 @@ type Node struct {
 	cluster   *membership.Cluster
 	remotes   []membership.Member // of the cluster that this member joins
 	alarms    *fsm.Alarms
+	auth      *auth.Store
+	tokens    *auth.Tokens
+	passwords *auth.Passwords
 	hub       *watch.Hub
 
 	// Owned by the consensus loop.
@@ -295,6 +303,18 @@ func (n *Node) View() *mvcc.View             { return n.store.View() }
 func (n *Node) Store() *mvcc.Store           { return n.store }
 func (n *Node) Watch() *watch.Hub            { return n.hub }
 func (n *Node) Cluster() *membership.Cluster { return n.cluster }
+
+// Auth is who may do what now; Tokens and Passwords are how clients prove who they are.
+func (n *Node) Auth() *auth.State          { return n.auth.State() }
+func (n *Node) Tokens() *auth.Tokens       { return n.tokens }
+func (n *Node) Passwords() *auth.Passwords { return n.passwords }
+
+// Applied is the last entry that is applied and published.
+func (n *Node) Applied() uint64 {
+	v := n.store.View()
+	defer v.Release()
+	return v.Applied()
+}
 
 // Status is where the member stands.
 type Status struct {

@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"quorate/internal/auth"
 	"quorate/internal/consensus"
 	"quorate/internal/fsm"
 	"quorate/internal/kv"
@@ -302,24 +303,29 @@ func (ps *proposals) close(err error) {
 // kept. Errors that the state machine answers with are in Result.Err; the error is about
 // the fate of the proposal itself: kv.ErrTooLarge, kv.ErrTooManyRequests, kv.ErrNoSpace
 // (never in the log), kv.ErrTimeout, kv.ErrStopped or ctx's (unknown).
+//
+// The request is the member's own; see ProposeAs for those of clients.
 func (n *Node) Propose(ctx context.Context, field wire.Field, body []byte) (fsm.Result, error) {
-	return n.proposeIn(ctx, 0, field, body)
+	return n.ProposeAs(ctx, auth.Identity{}, field, body)
 }
 
-// proposeIn is Propose, but if only is not 0 the request is proposed in that term alone,
-// while this member leads it; else it ends with kv.ErrLeaderChanged.
-func (n *Node) proposeIn(ctx context.Context, only uint64, field wire.Field, body []byte) (fsm.Result, error) {
-	p, err := n.begin(only, field, body)
+// ProposeAs is Propose for a client, who must be as it is known to be by the newest state
+// of users while permissions are on. It is checked when the request is applied.
+func (n *Node) ProposeAs(ctx context.Context, who auth.Identity, field wire.Field, body []byte) (fsm.Result, error) {
+	p, err := n.begin(0, who, field, body)
 	if err != nil {
 		return fsm.Result{}, err
 	}
 	return n.await(ctx, p, field)
 }
 
-// begin hands a proposal to the loop, to be awaited. See proposeIn.
-func (n *Node) begin(only uint64, field wire.Field, body []byte) (*proposal, error) {
+// begin hands a proposal to the loop, to be awaited. If only is not 0 the request is
+// proposed in that term alone, while this member leads it; else it ends with
+// kv.ErrLeaderChanged.
+func (n *Node) begin(only uint64, who auth.Identity, field wire.Field, body []byte) (*proposal, error) {
 	p := n.proposals.take()
-	size := wire.RaftRequestSize(p.id, field, len(body))
+	h := wire.RequestHeader{ID: p.id, Username: who.User, AuthRevision: who.Revision}
+	size := wire.RaftRequestSize(&h, field, len(body))
 	if size > n.cfg.MaxRequestBytes {
 		n.proposals.pool.Put(p)
 		return nil, kv.ErrTooLarge
@@ -329,7 +335,7 @@ func (n *Node) begin(only uint64, field wire.Field, body []byte) (*proposal, err
 		n.proposals.pool.Put(p)
 		return nil, err
 	}
-	p.data = wire.AppendRaftRequest(make([]byte, 0, size), p.id, field, body)
+	p.data = wire.AppendRaftRequest(make([]byte, 0, size), &h, field, body)
 	p.kind, p.only = raftpb.EntryNormal, only
 	if err := n.enqueue(p, room); err != nil {
 		return nil, err

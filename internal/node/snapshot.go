@@ -182,7 +182,7 @@ func (n *Node) install(m *raftpb.Message) error {
 
 // reload reads anew what the store keeps beside keys. leased are the keys on leases.
 func (n *Node) reload(leased []leasedKey) error {
-	if err := n.refuseAuth(); err != nil {
+	if err := n.auth.Reload(); err != nil {
 		return err
 	}
 	if err := n.cluster.Reload(); err != nil {

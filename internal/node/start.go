@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"quorate/internal/auth"
 	"quorate/internal/consensus"
 	"quorate/internal/fsm"
 	"quorate/internal/kv"
@@ -29,10 +30,6 @@ import (
 
 // What a data directory may be refused for.
 var (
-	// ErrAuth: this version does not check permissions, so it must not serve data that
-	// somebody has put under them.
-	ErrAuth = errors.New("authentication is enabled in this data directory, which this version does not support: " +
-		"disable it with etcd (etcdctl auth disable) before starting quorate on it")
 	// ErrMismatch: the log and the file are not of one history.
 	ErrMismatch = errors.New("the log and the database file do not belong together")
 	// ErrRemoved: the member must not run any more.
@@ -197,10 +194,15 @@ func (n *Node) open() (err error) {
 
 // load reads what the store keeps beside keys.
 func (n *Node) load() error {
-	if err := n.refuseAuth(); err != nil {
-		return err
+	tokens, err := auth.NewTokens(cmp.Or(n.cfg.AuthToken, "simple"), n.cfg.AuthTokenTTL)
+	if err != nil {
+		return fmt.Errorf("--auth-token: %w", err)
 	}
-	var err error
+	n.tokens = tokens
+	n.passwords = auth.NewPasswords(n.cfg.BcryptCost)
+	if n.auth, err = auth.Load(n.store, tokens, n.passwords.Cost()); err != nil {
+		return fmt.Errorf("%s: %w", n.cfg.dbPath(), err)
+	}
 	if n.cluster, err = membership.Load(n.store, serverVersion, n.cfg.MaxLearners); err != nil {
 		return fmt.Errorf("%s: %w", n.cfg.dbPath(), err)
 	}
@@ -208,18 +210,8 @@ func (n *Node) load() error {
 		return fmt.Errorf("%s: %w", n.cfg.dbPath(), err)
 	}
 	n.leases.Store(n.newLessor())
-	n.machine = fsm.New(n.store, n.Leases, n.cluster, n.alarms)
+	n.machine = fsm.New(n.store, n.Leases, n.cluster, n.alarms, n.auth)
 	return nil
-}
-
-// refuseAuth makes sure that nobody's permissions are ignored.
-func (n *Node) refuseAuth() error {
-	return n.store.ReadBucket("auth", func(key, value []byte) error {
-		if string(key) == "authEnabled" && len(value) == 1 && value[0] == 1 {
-			return ErrAuth
-		}
-		return nil
-	})
 }
 
 // founders are the members that the flags name for a new cluster.

@@ -3,6 +3,7 @@ package rpc
 import (
 	"context"
 
+	"quorate/internal/auth"
 	"quorate/internal/fsm"
 	"quorate/internal/kv"
 	"quorate/internal/lease"
@@ -15,9 +16,17 @@ import (
 
 // Backend is the member behind the services; *node.Node is one.
 type Backend interface {
-	// Propose replicates the request message body and returns what applying it gave. It
-	// does not keep body. See node.Node.Propose for the errors.
-	Propose(ctx context.Context, field wire.Field, body []byte) (fsm.Result, error)
+	// ProposeAs replicates the request message body of a client and returns what applying
+	// it gave. It does not keep body. See node.Node for the errors. The services call
+	// services.Propose, which finds out who the client is.
+	ProposeAs(ctx context.Context, who auth.Identity, field wire.Field, body []byte) (fsm.Result, error)
+	// Auth is who may do what now: no more than a load. Tokens and Passwords are how
+	// clients prove who they are, constant.
+	Auth() *auth.State
+	Tokens() *auth.Tokens
+	Passwords() *auth.Passwords
+	// Applied is the last entry that is applied.
+	Applied() uint64
 	// ReadIndex returns once a View taken afterwards is linearizable.
 	ReadIndex(ctx context.Context) error
 	// View is the newest published state; the caller releases it.

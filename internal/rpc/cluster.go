@@ -31,6 +31,9 @@ func (c cluster) MemberList(ctx context.Context, r *pb.MemberListRequest) (*pb.M
 			return nil, err
 		}
 	}
+	if err := c.permitKnown(ctx); err != nil {
+		return nil, err
+	}
 	return &pb.MemberListResponse{Header: c.clusterHeader(), Members: c.Members()}, nil
 }
 
@@ -40,6 +43,9 @@ func (c cluster) MemberAdd(ctx context.Context, r *pb.MemberAddRequest) (*pb.Mem
 	if !ok {
 		return nil, rpctypes.ErrGRPCMemberBadURLs
 	}
+	if err := c.permitAdmin(ctx); err != nil {
+		return nil, err
+	}
 	added, all, err := c.AddMember(ctx, urls, r.IsLearner)
 	if err != nil {
 		return nil, err
@@ -48,6 +54,9 @@ func (c cluster) MemberAdd(ctx context.Context, r *pb.MemberAddRequest) (*pb.Mem
 }
 
 func (c cluster) MemberRemove(ctx context.Context, r *pb.MemberRemoveRequest) (*pb.MemberRemoveResponse, error) {
+	if err := c.permitAdmin(ctx); err != nil {
+		return nil, err
+	}
 	all, err := c.RemoveMember(ctx, r.ID)
 	if err != nil {
 		return nil, err
@@ -58,6 +67,9 @@ func (c cluster) MemberRemove(ctx context.Context, r *pb.MemberRemoveRequest) (*
 // MemberUpdate replicates the URLs as they were given, as etcd does. But it refuses those
 // that are none: etcd takes them, and every member then ends as it tries to connect.
 func (c cluster) MemberUpdate(ctx context.Context, r *pb.MemberUpdateRequest) (*pb.MemberUpdateResponse, error) {
+	if err := c.permitAdmin(ctx); err != nil {
+		return nil, err
+	}
 	if _, ok := peerURLs(r.PeerURLs); !ok {
 		isID := func(m *pb.Member) bool { return m.ID == r.ID }
 		if !slices.ContainsFunc(c.Members(), isID) {
@@ -73,6 +85,9 @@ func (c cluster) MemberUpdate(ctx context.Context, r *pb.MemberUpdateRequest) (*
 }
 
 func (c cluster) MemberPromote(ctx context.Context, r *pb.MemberPromoteRequest) (*pb.MemberPromoteResponse, error) {
+	if err := c.permitAdmin(ctx); err != nil {
+		return nil, err
+	}
 	all, err := c.PromoteMember(ctx, r.ID)
 	if err != nil {
 		return nil, err

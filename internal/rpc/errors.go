@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 
+	"quorate/internal/auth"
 	"quorate/internal/kv"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -11,7 +12,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// errorTable says how each error of package kv looks to clients: etcd's code and text.
+// errorTable says how each error of packages kv and auth looks to clients: etcd's code and text.
 //
 // Two of etcd's own entries are the client library's errors instead of gRPC's, by
 // mistake: on the wire they have code Unknown and the right text. clientv3 goes by the
@@ -59,6 +60,24 @@ var errorTable = []struct {
 	{kv.ErrLearnerNotReady, rpctypes.ErrGRPCLearnerNotReady},
 	{kv.ErrTooManyLearners, rpctypes.ErrGRPCTooManyLearners},
 	{kv.ErrNotEnoughStarted, errNotEnoughStarted},
+
+	{auth.ErrRootUserNotExist, rpctypes.ErrGRPCRootUserNotExist},
+	{auth.ErrRootRoleNotExist, rpctypes.ErrGRPCRootRoleNotExist},
+	{auth.ErrUserExists, rpctypes.ErrGRPCUserAlreadyExist},
+	{auth.ErrUserEmpty, rpctypes.ErrGRPCUserEmpty},
+	{auth.ErrUserNotFound, rpctypes.ErrGRPCUserNotFound},
+	{auth.ErrRoleExists, rpctypes.ErrGRPCRoleAlreadyExist},
+	{auth.ErrRoleNotFound, rpctypes.ErrGRPCRoleNotFound},
+	{auth.ErrRoleEmpty, rpctypes.ErrGRPCRoleEmpty},
+	{auth.ErrFailed, rpctypes.ErrGRPCAuthFailed},
+	{auth.ErrPermissionNotGiven, rpctypes.ErrGRPCPermissionNotGiven},
+	{auth.ErrDenied, rpctypes.ErrGRPCPermissionDenied},
+	{auth.ErrRoleNotGranted, rpctypes.ErrGRPCRoleNotGranted},
+	{auth.ErrPermissionNotGranted, rpctypes.ErrGRPCPermissionNotGranted},
+	{auth.ErrNotEnabled, rpctypes.ErrGRPCAuthNotEnabled},
+	{auth.ErrInvalidToken, rpctypes.ErrGRPCInvalidAuthToken},
+	{auth.ErrInvalidMgmt, rpctypes.ErrGRPCInvalidAuthMgmt},
+	{auth.ErrOldRevision, rpctypes.ErrGRPCAuthOldRevision},
 }
 
 // The two with the wrong code, see errorTable, and one that etcd has no code for.

@@ -102,15 +102,28 @@ func (k kvService) rangeKeys(stream grpc.ServerStream, c *call) error {
 		return err
 	}
 	start := time.Now()
-	err := k.readable(stream.Context(), r.Serializable)
-	if err == nil {
-		err = k.appendRange(&c.reply, r)
-	}
+	err := k.readRange(stream.Context(), c)
 	k.meter.rangeRequests.observe(start, err)
 	if err != nil {
 		return err
 	}
 	return stream.SendMsg(&c.reply)
+}
+
+// readRange appends the answer to c's range.
+func (k kvService) readRange(ctx context.Context, c *call) error {
+	r := &c.rng
+	if err := k.readable(ctx, r.Serializable); err != nil {
+		return err
+	}
+	permit, err := k.permitRead(ctx, r.Span)
+	if err != nil {
+		return err
+	}
+	if err := k.appendRange(&c.reply, r); err != nil {
+		return err
+	}
+	return permit.unchanged()
 }
 
 // mayRead refuses the reads that a learner does not answer.
@@ -196,13 +209,20 @@ func (k kvService) txn(stream grpc.ServerStream, c *call) error {
 // readTxn evaluates t, whose operations are all ranges.
 func (k kvService) readTxn(ctx context.Context, t *kv.Txn, serializable bool) (res fsm.Result, err error) {
 	start := time.Now()
-	if err = k.readable(ctx, serializable); err == nil {
-		v := k.View()
-		res = fsm.ReadTxn(v, t)
-		v.Release()
+	defer func() { k.meter.readTxn(t, res.Body, start, err) }()
+	if err = k.readable(ctx, serializable); err != nil {
+		return res, err
+	}
+	permit, err := k.permitReadTxn(ctx, t)
+	if err != nil {
+		return res, err
+	}
+	v := k.View()
+	res = fsm.ReadTxn(v, t)
+	v.Release()
+	if err = permit.unchanged(); err == nil {
 		err = res.Err
 	}
-	k.meter.readTxn(t, res.Body, start, err)
 	return res, err
 }
 
@@ -212,6 +232,9 @@ func (k kvService) compact(stream grpc.ServerStream, c *call) error {
 		return malformed(err)
 	}
 	ctx := stream.Context()
+	if err := k.permitAdmin(ctx); err != nil {
+		return err
+	}
 	res, err := k.Propose(ctx, wire.FieldCompact, c.body)
 	if err == nil && res.Err == nil && q.Physical && res.Done != nil {
 		select {

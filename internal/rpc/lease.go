@@ -1,10 +1,12 @@
 package rpc
 
 import (
+	"context"
 	"errors"
 	"io"
 	"math/rand/v2"
 
+	"quorate/internal/auth"
 	"quorate/internal/kv"
 	"quorate/internal/wire"
 
@@ -68,6 +70,9 @@ func (s leaseService) grant(stream grpc.ServerStream, c *call) error {
 	if err := decode(c, &r); err != nil {
 		return err
 	}
+	if err := s.permitKnown(stream.Context()); err != nil {
+		return err
+	}
 	body := c.body
 	if r.ID == int64(kv.NoLease) {
 		r.ID = int64(s.newLeaseID())
@@ -93,6 +98,9 @@ func (s leaseService) revoke(stream grpc.ServerStream, c *call) error {
 	if err := decode(c, &r); err != nil {
 		return err
 	}
+	if err := s.permitKnown(stream.Context()); err != nil {
+		return err
+	}
 	return s.propose(stream, c, wire.FieldLeaseRevoke, c.body)
 }
 
@@ -110,7 +118,11 @@ func (s leaseService) timeToLive(stream grpc.ServerStream, c *call) error {
 	if err := decode(c, &r); err != nil {
 		return err
 	}
-	t, err := s.TimeToLive(stream.Context(), kv.LeaseID(r.ID), r.Keys)
+	ctx, id := stream.Context(), kv.LeaseID(r.ID)
+	if err := s.permitKnown(ctx); err != nil {
+		return err
+	}
+	t, err := s.timeToLivePermitted(ctx, id, r.Keys)
 	if err != nil {
 		return err
 	}
@@ -127,6 +139,74 @@ func (s leaseService) timeToLive(stream grpc.ServerStream, c *call) error {
 	return s.send(stream, c)
 }
 
+// timeToLivePermitted is TimeToLive for a client that may see the keys, if it wants to.
+// The leader may know of keys that this member does not know of yet, so what it answers
+// is looked at as well.
+func (s leaseService) timeToLivePermitted(ctx context.Context, id kv.LeaseID, keys bool) (*pb.LeaseTimeToLiveResponse, error) {
+	if !keys {
+		return s.TimeToLive(ctx, id, false)
+	}
+	permit, err := s.permit(ctx, func(st *auth.State, who auth.Identity) error {
+		return st.PermitLeaseKeys(who, s.Leases().Keys(id))
+	})
+	if err != nil {
+		return nil, err
+	}
+	t, err := s.TimeToLive(ctx, id, true)
+	if err != nil {
+		return nil, err
+	}
+	if _, err := s.permit(ctx, func(st *auth.State, who auth.Identity) error {
+		return st.PermitLeaseKeys(who, t.Keys)
+	}); err != nil {
+		return nil, err
+	}
+	return t, permit.unchanged()
+}
+
+// permitRenewal says whether the client may renew a lease. The member has to be up to
+// date to know the lease's keys.
+func (s leaseService) permitRenewal(ctx context.Context, id kv.LeaseID) error {
+	if !s.Auth().Enabled() {
+		return nil
+	}
+	if err := s.ReadIndex(ctx); err != nil {
+		return err
+	}
+	if err := s.permitKnown(ctx); err != nil {
+		return err
+	}
+	permit, err := s.permit(ctx, func(st *auth.State, who auth.Identity) error {
+		return st.PermitLease(who, s.Leases().Keys(id))
+	})
+	if err != nil {
+		return err
+	}
+	return permit.unchanged()
+}
+
+// permitLeases says whether the client may see which leases there are: all or none.
+func (s leaseService) permitLeases(ctx context.Context) error {
+	if err := s.permitKnown(ctx); err != nil {
+		return err
+	}
+	permit, err := s.permit(ctx, func(st *auth.State, who auth.Identity) error {
+		if st.PermitAdmin(who) == nil {
+			return nil
+		}
+		for _, id := range s.Leases().List() {
+			if err := st.PermitLeaseKeys(who, s.Leases().Keys(id)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return permit.unchanged()
+}
+
 // leases lists the leases that this member knows of.
 func (s leaseService) leases(stream grpc.ServerStream, c *call) error {
 	if err := decode(c, &pb.LeaseLeasesRequest{}); err != nil {
@@ -137,7 +217,10 @@ func (s leaseService) leases(stream grpc.ServerStream, c *call) error {
 	case <-stream.Context().Done():
 		return stream.Context().Err()
 	}
-	err := s.list(c)
+	err := s.permitLeases(stream.Context())
+	if err == nil {
+		err = s.list(c)
+	}
 	<-s.listing
 	if err != nil {
 		return err
@@ -218,7 +301,10 @@ func (s leaseService) renewals(stream grpc.ServerStream) error {
 		// The header is as of before the renewal: a lease that was revoked at a revision
 		// must not seem to have been renewed after it.
 		h := s.header(s.revision())
-		ttl, err := s.RenewLease(stream.Context(), id)
+		ttl, err := int64(0), s.permitRenewal(stream.Context(), id)
+		if err == nil {
+			ttl, err = s.RenewLease(stream.Context(), id)
+		}
 		if errors.Is(err, kv.ErrLeaseNotFound) {
 			ttl, err = 0, nil
 		}

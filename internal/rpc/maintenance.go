@@ -26,7 +26,10 @@ type maintenance struct {
 	pb.UnsafeMaintenanceServer // a new method of the API must not go unnoticed
 }
 
-func (m maintenance) Status(context.Context, *pb.StatusRequest) (*pb.StatusResponse, error) {
+func (m maintenance) Status(ctx context.Context, _ *pb.StatusRequest) (*pb.StatusResponse, error) {
+	if err := m.permitKnown(ctx); err != nil {
+		return nil, err
+	}
 	st := m.opts.Status()
 	total, inUse := m.Store().Size()
 	r := &pb.StatusResponse{
@@ -53,6 +56,9 @@ func (m maintenance) Status(context.Context, *pb.StatusRequest) (*pb.StatusRespo
 }
 
 func (m maintenance) Hash(ctx context.Context, _ *pb.HashRequest) (*pb.HashResponse, error) {
+	if err := m.permitAdmin(ctx); err != nil {
+		return nil, err
+	}
 	start := time.Now()
 	h := m.pbHeader(0)
 	sum, err := m.Store().Hash(ctx)
@@ -63,7 +69,10 @@ func (m maintenance) Hash(ctx context.Context, _ *pb.HashRequest) (*pb.HashRespo
 	return &pb.HashResponse{Header: h, Hash: sum}, nil
 }
 
-func (m maintenance) HashKV(_ context.Context, r *pb.HashKVRequest) (*pb.HashKVResponse, error) {
+func (m maintenance) HashKV(ctx context.Context, r *pb.HashKVRequest) (*pb.HashKVResponse, error) {
+	if err := m.permitAdmin(ctx); err != nil {
+		return nil, err
+	}
 	start := time.Now()
 	v := m.View()
 	defer v.Release()
@@ -77,6 +86,9 @@ func (m maintenance) HashKV(_ context.Context, r *pb.HashKVRequest) (*pb.HashKVR
 
 // Defragment's answer has no header, nor has MoveLeader's: etcd leaves them out.
 func (m maintenance) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (*pb.DefragmentResponse, error) {
+	if err := m.permitAdmin(ctx); err != nil {
+		return nil, err
+	}
 	start := time.Now()
 	m.log.Info("starting defragment")
 	m.met.DefragsInFlight.Add(1)
@@ -92,6 +104,13 @@ func (m maintenance) Defragment(ctx context.Context, _ *pb.DefragmentRequest) (*
 
 // Alarm goes through the log whatever it asks, as with etcd.
 func (m maintenance) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmResponse, error) {
+	permit := m.permitAdmin
+	if r.Action == pb.AlarmRequest_GET {
+		permit = m.permitKnown
+	}
+	if err := permit(ctx); err != nil {
+		return nil, err
+	}
 	body, err := proto.Marshal(r)
 	if err != nil {
 		return nil, err
@@ -109,6 +128,9 @@ func (m maintenance) Alarm(ctx context.Context, r *pb.AlarmRequest) (*pb.AlarmRe
 }
 
 func (m maintenance) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest) (*pb.MoveLeaderResponse, error) {
+	if err := m.permitAdmin(ctx); err != nil {
+		return nil, err
+	}
 	if m.MemberID() != m.Leader() {
 		return nil, kv.ErrNotLeader
 	}
@@ -122,6 +144,9 @@ func (m maintenance) MoveLeader(ctx context.Context, r *pb.MoveLeaderRequest) (*
 // of the member would carry it out yet. To cancel one when there is none is etcd's
 // silent success.
 func (m maintenance) Downgrade(ctx context.Context, r *pb.DowngradeRequest) (*pb.DowngradeResponse, error) {
+	if err := m.permitAdmin(ctx); err != nil {
+		return nil, err
+	}
 	at := m.opts.Status().ClusterVersion
 	switch r.Action {
 	case pb.DowngradeRequest_VALIDATE, pb.DowngradeRequest_ENABLE:
@@ -180,6 +205,9 @@ const snapshotBlob = 32 << 10
 func (m maintenance) Snapshot(_ *pb.SnapshotRequest, stream grpc.ServerStreamingServer[pb.SnapshotResponse]) error {
 	start := time.Now()
 	ctx := stream.Context()
+	if err := m.permitAdmin(ctx); err != nil {
+		return err
+	}
 	snap, err := m.Store().Snapshot(ctx)
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"quorate/internal/auth"
 	"quorate/internal/fsm"
 	"quorate/internal/kv"
 	"quorate/internal/lease"
@@ -24,6 +25,7 @@ import (
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/raft/v3/raftpb"
+	"golang.org/x/crypto/bcrypt"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 )
@@ -48,6 +50,10 @@ type member struct {
 
 	changes   []change // of the membership
 	changeErr error    // what they are answered with
+
+	auth      *auth.Store
+	tokens    *auth.Tokens
+	passwords *auth.Passwords
 
 	mu    sync.Mutex // the applier's turn
 	index uint64
@@ -83,7 +89,14 @@ func newMember(t testing.TB) *member {
 	if err != nil {
 		t.Fatal(err)
 	}
-	m.machine = fsm.New(store, m.Leases, cluster, alarms)
+	if m.tokens, err = auth.NewTokens("simple", 0); err != nil {
+		t.Fatal(err)
+	}
+	m.passwords = auth.NewPasswords(bcrypt.MinCost)
+	if m.auth, err = auth.Load(store, m.tokens, m.passwords.Cost()); err != nil {
+		t.Fatal(err)
+	}
+	m.machine = fsm.New(store, m.Leases, cluster, alarms, m.auth)
 	t.Cleanup(func() {
 		m.hub.Close()
 		if err := store.Close(); err != nil {
@@ -94,8 +107,17 @@ func newMember(t testing.TB) *member {
 	return m
 }
 
+func (m *member) Auth() *auth.State          { return m.auth.State() }
+func (m *member) Tokens() *auth.Tokens       { return m.tokens }
+func (m *member) Passwords() *auth.Passwords { return m.passwords }
+func (m *member) Applied() uint64            { m.mu.Lock(); defer m.mu.Unlock(); return m.index }
+
 func (m *member) Propose(ctx context.Context, field wire.Field, body []byte) (fsm.Result, error) {
-	if wire.RaftRequestSize(math.MaxUint64, field, len(body)) > 3<<19 {
+	return m.ProposeAs(ctx, auth.Identity{}, field, body)
+}
+
+func (m *member) ProposeAs(ctx context.Context, who auth.Identity, field wire.Field, body []byte) (fsm.Result, error) {
+	if wire.RaftRequestSize(&wire.RequestHeader{ID: math.MaxUint64}, field, len(body)) > 3<<19 {
 		return fsm.Result{}, kv.ErrTooLarge
 	}
 	if m.block != nil {
@@ -109,7 +131,7 @@ func (m *member) Propose(ctx context.Context, field wire.Field, body []byte) (fs
 	defer m.mu.Unlock()
 	m.index++
 	index, term := m.index, uint64(testTerm)
-	e := &raftpb.Entry{Index: &index, Term: &term, Data: wire.AppendRaftRequest(nil, index, field, body)}
+	e := &raftpb.Entry{Index: &index, Term: &term, Data: wire.AppendRaftRequest(nil, &wire.RequestHeader{ID: index, Username: who.User, AuthRevision: who.Revision}, field, body)}
 	_, res, err := m.machine.Apply(e, time.Now())
 	if err != nil {
 		m.t.Error(err)

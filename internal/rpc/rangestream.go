@@ -43,7 +43,11 @@ func (k kvService) rangeStream(stream grpc.ServerStream, c *call) error {
 	if err := k.readable(stream.Context(), r.Serializable); err != nil {
 		return err
 	}
-	p := pieces{kvService: k, stream: stream, c: c, left: r.Limit, size: chunkKeys}
+	permit, err := k.permitRead(stream.Context(), r.Span)
+	if err != nil {
+		return err
+	}
+	p := pieces{kvService: k, permit: permit, stream: stream, c: c, left: r.Limit, size: chunkKeys}
 	expiry := time.AfterFunc(viewHold, p.release)
 	defer p.release()
 	defer expiry.Stop()
@@ -75,6 +79,7 @@ type pieces struct {
 	kvService
 	stream grpc.ServerStream
 	c      *call
+	permit check
 
 	left  int64  // keys that the client's limit leaves; 0: no limit
 	size  int64  // keys of the next piece
@@ -115,6 +120,9 @@ func (p *pieces) send(r *kv.Range) (done bool, err error) {
 	}
 	if b.err != nil {
 		return false, b.err
+	}
+	if err := p.permit.unchanged(); err != nil {
+		return false, err
 	}
 	size := b.size()
 	if err := p.stream.SendMsg(framed{b}); err != nil || done {

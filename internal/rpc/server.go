@@ -59,6 +59,10 @@ type Options struct {
 	// and watches, which etcd does not.
 	LearnerReads bool
 
+	// CertificateUsers lets a client that shows no token be the user that its certificate
+	// names: clients must show certificates, which were verified.
+	CertificateUsers bool
+
 	// SlowRequest is from when on a unary call is logged; 0: never.
 	SlowRequest time.Duration
 }
@@ -190,7 +194,7 @@ func (s *Server) registerAll() {
 	c.register(s.grpc, leaseServiceDesc(), newLease(c))
 	c.register(s.grpc, &pb.Maintenance_ServiceDesc, maintenance{services: c})
 	c.register(s.grpc, &pb.Cluster_ServiceDesc, cluster{services: c})
-	c.register(s.grpc, &pb.Auth_ServiceDesc, auth{services: c})
+	c.register(s.grpc, &pb.Auth_ServiceDesc, authService{services: c})
 	c.register(s.grpc, lockServiceDesc(), lines{c})
 	c.register(s.grpc, electionServiceDesc(), lines{c})
 	c.register(s.grpc, &healthpb.Health_ServiceDesc, s.health)

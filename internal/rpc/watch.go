@@ -6,6 +6,7 @@ import (
 	"io"
 	"time"
 
+	"quorate/internal/auth"
 	"quorate/internal/kv"
 	"quorate/internal/watch"
 
@@ -35,7 +36,7 @@ func (ws *watchService) Watch(call pb.Watch_WatchServer) error {
 	defer stream.Close()
 	received := make(chan error, 1)
 	go func() {
-		if err := receiveWatches(call, stream); err != nil {
+		if err := ws.receiveWatches(call, stream); err != nil {
 			ws.countFailure(ctx, "receive", err)
 			received <- err
 			stream.Close() // ends Next
@@ -78,7 +79,7 @@ func watchError(ctx context.Context, received <-chan error, err error) error {
 
 // receiveWatches carries out the client's requests until it sends no more. A request of
 // no known kind is passed over.
-func receiveWatches(call pb.Watch_WatchServer, stream *watch.Stream) error {
+func (ws *watchService) receiveWatches(call pb.Watch_WatchServer, stream *watch.Stream) error {
 	for {
 		req, err := call.Recv()
 		if err == io.EOF {
@@ -89,13 +90,37 @@ func receiveWatches(call pb.Watch_WatchServer, stream *watch.Stream) error {
 		}
 		switch r := req.RequestUnion.(type) {
 		case *pb.WatchRequest_CreateRequest:
-			stream.Create(watchCreate(r.CreateRequest))
+			c := watchCreate(r.CreateRequest)
+			if reason := ws.refusal(call.Context(), c); reason != "" {
+				stream.Refuse(reason)
+				continue
+			}
+			stream.Create(c)
 		case *pb.WatchRequest_CancelRequest:
 			stream.Cancel(r.CancelRequest.GetWatchId())
 		case *pb.WatchRequest_ProgressRequest:
 			stream.Progress()
 		}
 	}
+}
+
+// refusal is why the client may not watch what c says, "" if it may. A watch goes on when
+// the right to it is taken away later, as with etcd.
+func (ws *watchService) refusal(ctx context.Context, c watch.Create) string {
+	if c.Start < 0 || !ws.Auth().Enabled() {
+		return "" // the hub has a better reason, or there is none
+	}
+	if len(c.Key) == 0 {
+		c.Key = []byte{0}
+	}
+	_, err := ws.permitRead(ctx, c.Span)
+	switch {
+	case err == nil:
+		return ""
+	case errors.Is(err, auth.ErrInvalidToken), errors.Is(err, auth.ErrOldRevision), errors.Is(err, auth.ErrUserEmpty):
+		return toWire(err).Error()
+	}
+	return rpctypes.ErrGRPCPermissionDenied.Error()
 }
 
 // watchCreate is r in the hub's terms. Filters of no known kind are passed over.

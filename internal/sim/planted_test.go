@@ -92,7 +92,7 @@ func revoking(m *raftpb.Message) []*raftpb.Message {
 		}
 		ms = append(ms, &raftpb.Message{
 			Type: raftpb.MsgProp.Enum(), From: m.From, To: m.To,
-			Entries: []*raftpb.Entry{{Data: qwire.AppendRaftRequest(nil, 1, qwire.FieldLeaseRevoke, body)}},
+			Entries: []*raftpb.Entry{{Data: qwire.AppendRaftRequest(nil, &qwire.RequestHeader{ID: 1}, qwire.FieldLeaseRevoke, body)}},
 		})
 	}
 	return ms

@@ -9,18 +9,39 @@ import (
 type Field int32
 
 const (
-	FieldRange            Field = 3
-	FieldPut              Field = 4
-	FieldDelete           Field = 5
-	FieldTxn              Field = 6
-	FieldCompact          Field = 7
-	FieldLeaseGrant       Field = 8
-	FieldLeaseRevoke      Field = 9
-	FieldAlarm            Field = 10
-	FieldLeaseCheckpoint  Field = 11
+	FieldRange           Field = 3
+	FieldPut             Field = 4
+	FieldDelete          Field = 5
+	FieldTxn             Field = 6
+	FieldCompact         Field = 7
+	FieldLeaseGrant      Field = 8
+	FieldLeaseRevoke     Field = 9
+	FieldAlarm           Field = 10
+	FieldLeaseCheckpoint Field = 11
+
+	FieldAuthEnable         Field = 1000
+	FieldAuthDisable        Field = 1011
+	FieldAuthenticate       Field = 1012
+	FieldAuthStatus         Field = 1013
+	FieldUserAdd            Field = 1100
+	FieldUserDelete         Field = 1101
+	FieldUserGet            Field = 1102
+	FieldUserChangePassword Field = 1103
+	FieldUserGrantRole      Field = 1104
+	FieldUserRevokeRole     Field = 1105
+	FieldUserList           Field = 1106
+	FieldRoleList           Field = 1107
+	FieldRoleAdd            Field = 1200
+	FieldRoleDelete         Field = 1201
+	FieldRoleGet            Field = 1202
+	FieldRoleGrant          Field = 1203
+	FieldRoleRevoke         Field = 1204
+
 	FieldClusterVersion   Field = 1300
 	FieldMemberAttributes Field = 1301
 	FieldDowngradeInfo    Field = 1302
+
+	FieldDowngradeTest Field = 9900 // carries nothing to apply
 )
 
 func (f Field) String() string {
@@ -43,6 +64,42 @@ func (f Field) String() string {
 		return "alarm"
 	case FieldLeaseCheckpoint:
 		return "lease_checkpoint"
+	case FieldAuthEnable:
+		return "auth_enable"
+	case FieldAuthDisable:
+		return "auth_disable"
+	case FieldAuthenticate:
+		return "authenticate"
+	case FieldAuthStatus:
+		return "auth_status"
+	case FieldUserAdd:
+		return "auth_user_add"
+	case FieldUserDelete:
+		return "auth_user_delete"
+	case FieldUserGet:
+		return "auth_user_get"
+	case FieldUserChangePassword:
+		return "auth_user_change_password"
+	case FieldUserGrantRole:
+		return "auth_user_grant_role"
+	case FieldUserRevokeRole:
+		return "auth_user_revoke_role"
+	case FieldUserList:
+		return "auth_user_list"
+	case FieldRoleList:
+		return "auth_role_list"
+	case FieldRoleAdd:
+		return "auth_role_add"
+	case FieldRoleDelete:
+		return "auth_role_delete"
+	case FieldRoleGet:
+		return "auth_role_get"
+	case FieldRoleGrant:
+		return "auth_role_grant_permission"
+	case FieldRoleRevoke:
+		return "auth_role_revoke_permission"
+	case FieldDowngradeTest:
+		return "downgrade_version_test"
 	case FieldClusterVersion:
 		return "cluster_version_set"
 	case FieldMemberAttributes:
@@ -73,33 +130,55 @@ const (
 	fieldHeader = Field(100)
 )
 
+// RequestHeader is etcdserverpb.RequestHeader: whose request an entry is.
+type RequestHeader struct {
+	ID uint64 // the proposer's name for the request
+	// Username and AuthRevision are who asked, if auth is on. The name must be valid UTF-8.
+	Username     string
+	AuthRevision uint64
+}
+
+func (h *RequestHeader) size() int {
+	n := sizeNumber(h.ID) + sizeNumber(h.AuthRevision)
+	if h.Username != "" {
+		n += 1 + sizeVarint(uint64(len(h.Username))) + len(h.Username)
+	}
+	return n
+}
+
 // RaftRequestSize is the length of what AppendRaftRequest appends for a body of n bytes.
-func RaftRequestSize(id uint64, field Field, n int) int {
-	header := sizeNumber(id)
+func RaftRequestSize(h *RequestHeader, field Field, n int) int {
+	header := h.size()
 	return sizeVarint(uint64(fieldHeader)<<3) + sizeVarint(uint64(header)) + header +
 		sizeVarint(uint64(field)<<3) + sizeVarint(uint64(n)) + n
 }
 
-// AppendRaftRequest appends an InternalRaftRequest{Header: {ID: id}} that carries body as
+// AppendRaftRequest appends an InternalRaftRequest with the header h that carries body as
 // its field. The body is copied once, as it is.
-func AppendRaftRequest(b []byte, id uint64, field Field, body []byte) []byte {
+func AppendRaftRequest(b []byte, h *RequestHeader, field Field, body []byte) []byte {
 	// protobuf-go writes fields in the order of their numbers.
 	if field > fieldHeader {
-		b = appendRaftHeader(b, id)
+		b = h.append(b)
 	}
 	b = binary.AppendUvarint(b, uint64(field)<<3|uint64(lenPfx))
 	b = binary.AppendUvarint(b, uint64(len(body)))
 	b = append(b, body...)
 	if field < fieldHeader {
-		b = appendRaftHeader(b, id)
+		b = h.append(b)
 	}
 	return b
 }
 
-func appendRaftHeader(b []byte, id uint64) []byte {
+func (h *RequestHeader) append(b []byte) []byte {
 	b = binary.AppendUvarint(b, uint64(raftHeader))
-	b = append(b, byte(sizeNumber(id)))
-	return appendNumber(b, 1, id)
+	b = binary.AppendUvarint(b, uint64(h.size()))
+	b = appendNumber(b, 1, h.ID)
+	if h.Username != "" {
+		b = append(b, 2<<3|byte(lenPfx))
+		b = binary.AppendUvarint(b, uint64(len(h.Username)))
+		b = append(b, h.Username...)
+	}
+	return appendNumber(b, 3, h.AuthRevision)
 }
 
 // DecodeRaftRequest decodes an entry's data. Byte slices point into b, except that Body
@@ -163,11 +242,11 @@ func (q *RaftRequest) body(f Field, data []byte) {
 func (f Field) known() bool {
 	switch {
 	case f >= FieldRange && f <= FieldLeaseCheckpoint,
-		f == 1000, f >= 1011 && f <= 1013, // auth on, off, authenticate, status
-		f >= 1100 && f <= 1107, // users
-		f >= 1200 && f <= 1204, // roles
+		f == FieldAuthEnable, f >= FieldAuthDisable && f <= FieldAuthStatus,
+		f >= FieldUserAdd && f <= FieldRoleList,
+		f >= FieldRoleAdd && f <= FieldRoleRevoke,
 		f >= FieldClusterVersion && f <= FieldDowngradeInfo,
-		f == 9900: // the version test of a downgrade
+		f == FieldDowngradeTest:
 		return true
 	}
 	return false

@@ -459,6 +459,7 @@ func FuzzRequests(f *testing.F) {
 func TestRaftRequestBytes(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		id := uint64(genInt(t))
+		h := RequestHeader{ID: id, Username: rapid.String().Draw(t, "user"), AuthRevision: uint64(genInt(t))}
 		put, del := genPut(t), genDelete(t)
 		for _, c := range []struct {
 			field Field
@@ -468,24 +469,24 @@ func TestRaftRequestBytes(t *testing.T) {
 			{FieldDelete, &pb.InternalRaftRequest{DeleteRange: del}},
 			{FieldLeaseCheckpoint, &pb.InternalRaftRequest{LeaseCheckpoint: &pb.LeaseCheckpointRequest{}}},
 		} {
-			c.m.Header = &pb.RequestHeader{ID: id}
+			c.m.Header = &pb.RequestHeader{ID: id, Username: h.Username, AuthRevision: h.AuthRevision}
 			_, body := raftBody(c.m)
-			got := AppendRaftRequest([]byte("x"), id, c.field, body)[1:]
+			got := AppendRaftRequest([]byte("x"), &h, c.field, body)[1:]
 			if want := marshal(t, c.m); !bytes.Equal(got, want) {
 				t.Fatalf("%v: got %x, want %x", c.field, got, want)
 			}
-			if n := RaftRequestSize(id, c.field, len(body)); n != len(got) {
+			if n := RaftRequestSize(&h, c.field, len(body)); n != len(got) {
 				t.Fatalf("%v: size %d, want %d", c.field, n, len(got))
 			}
 			q, err := DecodeRaftRequest(got)
-			if err != nil || q.ID != id || q.Field != c.field || !bytes.Equal(q.Body, body) {
+			if err != nil || q.ID != id || string(q.Username) != h.Username || q.AuthRevision != h.AuthRevision || q.Field != c.field || !bytes.Equal(q.Body, body) {
 				t.Fatalf("%v: decoded %+v, %v", c.field, q, err)
 			}
 		}
 	})
 	// Numbers above the header's come after it.
 	body := []byte{0x0a, 1, '3'}
-	got := AppendRaftRequest(nil, 5, FieldClusterVersion, body)
+	got := AppendRaftRequest(nil, &RequestHeader{ID: 5}, FieldClusterVersion, body)
 	var m pb.InternalRaftRequest
 	if err := proto.Unmarshal(got, &m); err != nil || m.ClusterVersionSet.GetVer() != "3" || !bytes.Equal(marshal(t, &m), got) {
 		t.Errorf("cluster version: %v, %v, %x", &m, err, got)
@@ -500,14 +501,14 @@ func TestRaftRequestUnknown(t *testing.T) {
 	if q, err := DecodeRaftRequest(unknown); err != nil || q.Field != 4000 || string(q.Body) != "new" {
 		t.Errorf("only unknown: %+v, %v", q, err)
 	}
-	put := AppendRaftRequest(nil, 1, FieldPut, []byte{0x0a, 1, 'k'})
+	put := AppendRaftRequest(nil, &RequestHeader{ID: 1}, FieldPut, []byte{0x0a, 1, 'k'})
 	for _, b := range [][]byte{append(append([]byte{}, unknown...), put...), append(append([]byte{}, put...), unknown...)} {
 		if q, err := DecodeRaftRequest(b); err != nil || q.Field != FieldPut {
 			t.Errorf("beside unknown: %+v, %v", q, err)
 		}
 	}
 	// Twice the same field is one merged request, and the input stays as it was.
-	b := append(append([]byte{}, put...), AppendRaftRequest(nil, 2, FieldPut, []byte{0x12, 1, 'v'})...)
+	b := append(append([]byte{}, put...), AppendRaftRequest(nil, &RequestHeader{ID: 2}, FieldPut, []byte{0x12, 1, 'v'})...)
 	in := bytes.Clone(b)
 	q, err := DecodeRaftRequest(b)
 	var p kv.Put
@@ -536,7 +537,7 @@ func TestTxnDepth(t *testing.T) {
 			t.Errorf("%d nested: %v", n, err)
 		}
 		var m pb.InternalRaftRequest
-		if err := proto.Unmarshal(AppendRaftRequest(nil, 1, FieldTxn, nest(n)), &m); err != nil {
+		if err := proto.Unmarshal(AppendRaftRequest(nil, &RequestHeader{ID: 1}, FieldTxn, nest(n)), &m); err != nil {
 			t.Errorf("%d nested: protobuf-go: %v", n, err)
 		}
 	}
@@ -683,7 +684,7 @@ func TestSizeVarint(t *testing.T) {
 func TestNoAllocations(t *testing.T) {
 	put := marshal(t, &pb.PutRequest{Key: []byte("key"), Value: make([]byte, 256), Lease: 7})
 	rng := marshal(t, &pb.RangeRequest{Key: []byte("key"), Limit: 7})
-	raft := AppendRaftRequest(nil, 1<<60, FieldPut, put)
+	raft := AppendRaftRequest(nil, &RequestHeader{ID: 1 << 60}, FieldPut, put)
 	buf := make([]byte, 0, 4096)
 	k := KeyValue{Key: []byte("key"), Create: 5, Mod: 6, Version: 2, Value: make([]byte, 256)}
 	if n := testing.AllocsPerRun(100, func() {
@@ -708,7 +709,7 @@ func TestNoAllocations(t *testing.T) {
 
 func BenchmarkDecodePut(b *testing.B) {
 	put := marshal(b, &pb.PutRequest{Key: make([]byte, 32), Value: make([]byte, 256)})
-	raft := AppendRaftRequest(nil, 1<<60, FieldPut, put)
+	raft := AppendRaftRequest(nil, &RequestHeader{ID: 1 << 60}, FieldPut, put)
 	b.ReportAllocs()
 	for b.Loop() {
 		q, err := DecodeRaftRequest(raft)
