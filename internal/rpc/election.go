@@ -52,7 +52,7 @@ func (s lines) campaign(ctx context.Context, r message, stream grpc.ServerStream
 		_, err = s.proclaimKey(ctx, p.key, p.rev, p.lease, value)
 	}
 	if err == nil {
-		_, err = p.awaitTurn(ctx, entered)
+		_, err = p.awaitTurn(ctx)
 	}
 	if err == nil {
 		leader := newMessage(electionpb, "LeaderKey").setBytes("name", name).setBytes("key", p.key).
@@ -228,7 +228,7 @@ func (o *observer) follow(ctx context.Context, key []byte) error {
 // each calls fn with the changes of span after o.rev, which goes along with them, until fn
 // is done.
 func (o *observer) each(ctx context.Context, span kv.Span, fn func(*mvccpb.Event) (done bool, err error)) error {
-	w := o.watchKeys(watchSpan{span: span, start: o.rev + 1})
+	w := o.watchKeys(span, o.rev+1)
 	defer w.Close()
 	for {
 		r, err := w.next(ctx)

@@ -1,7 +1,6 @@
 package rpc
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -22,9 +21,9 @@ import (
 // members and clients that go by etcd's recipe stand in the same line, and it ends with the
 // lease when a client dies.
 //
-// Each waits for the end of the key before its own alone: one end wakes one. It watches
-// from the revision after the state in which it saw that key, so that no end is missed.
-// That the own key is gone ends the waiting at once.
+// One end wakes one: a lineWatch looks at each change of a line once for all who wait
+// on this member. It watches from the revision after the state that it read, so that no end
+// is missed. That the own key is gone ends the waiting at once.
 
 // sessionTTL is that of a lease that is granted for a client who named none, in seconds.
 const sessionTTL = 60
@@ -122,47 +121,36 @@ func (p *place) enter(ctx context.Context, value []byte) (rev int64, err error) 
 }
 
 // awaitTurn returns the revision of a state in which it is the place's turn, once there is
-// one; entered is what enterLine returned. errPlaceLost: the turn never comes.
-func (p *place) awaitTurn(ctx context.Context, entered int64) (rev int64, err error) {
-	waited := false
-	for {
-		ahead, seen, err := p.look()
-		switch {
-		case err != nil:
-			return 0, err
-		case ahead == nil && !waited:
-			return entered, nil
-		case ahead == nil:
-			return p.confirm(ctx)
-		}
-		waited = true
-		if err := p.awaitChange(ctx, ahead, seen+1); err != nil {
-			return 0, err
-		}
+// one. errPlaceLost: the turn never comes.
+func (p *place) awaitTurn(ctx context.Context) (rev int64, err error) {
+	ahead, rev, err := p.look()
+	if err != nil || !ahead {
+		return rev, err
 	}
+	if err := p.await(ctx); err != nil {
+		return 0, err
+	}
+	return p.confirm(ctx)
 }
 
-// look returns the key that is next before the own, nil if there is none, and the revision
-// at which this was so.
-func (p *place) look() (ahead []byte, rev int64, err error) {
+// look reports whether somebody stands before the place, and the revision at which this was
+// so.
+func (p *place) look() (ahead bool, rev int64, err error) {
 	v := p.View()
 	defer v.Release()
-	if own := keyAt(v, p.key, 0); own == nil || own.CreateRevision != p.rev {
-		return nil, 0, errPlaceLost
+	if createdAs(v, p.key) != p.rev {
+		return false, 0, errPlaceLost
 	}
-	_, err = v.Range(&kv.Range{
-		Span: p.line, MaxCreate: p.rev - 1, SortTarget: kv.SortByCreate, SortOrder: kv.SortDescend, Limit: 1,
-	}, func(keyValue []byte) { ahead = bytes.Clone(wire.KeyOf(keyValue)) })
+	ahead, err = someoneAhead(v, p.line, p.rev)
 	return ahead, v.Rev(), err
 }
 
-// keyAt is key as it was at rev (0: now), nil if it was not there or rev is compacted.
-func keyAt(v *mvcc.View, key []byte, rev int64) (found *mvccpb.KeyValue) {
-	_, err := v.Range(&kv.Range{Span: kv.Span{Key: key}, Revision: rev}, func(keyValue []byte) { found = decodeKeyValue(keyValue) })
-	if err != nil {
-		return nil
+// createdAs is the revision at which key was created, 0 if it is not there.
+func createdAs(v *mvcc.View, key []byte) (rev int64) {
+	if _, err := v.Range(&kv.Range{Span: kv.Span{Key: key}}, func(keyValue []byte) { rev = mustDecode(keyValue).Create }); err != nil {
+		panic("read a key as it is now: " + err.Error()) // only reading the past can fail
 	}
-	return found
+	return rev
 }
 
 // decodeKeyValue decodes what the store holds, which is well-formed.
@@ -174,15 +162,6 @@ func decodeKeyValue(b []byte) *mvccpb.KeyValue {
 	return &m
 }
 
-// awaitChange returns once ahead or the own key was deleted at start or later. It may also
-// return early.
-func (p *place) awaitChange(ctx context.Context, ahead []byte, start int64) error {
-	w := p.watchKeys(watchSpan{kv.Span{Key: ahead}, start, true}, watchSpan{kv.Span{Key: p.key}, start, true})
-	defer w.Close()
-	_, err := w.next(ctx)
-	return err
-}
-
 // confirm returns the revision at which the place is there still, in a state that is not
 // older than the call. The turn came before: who stood ahead is gone for good. But this
 // member may have been late to hear of it, and the lease may be over by now.
@@ -192,7 +171,7 @@ func (p *place) confirm(ctx context.Context) (int64, error) {
 	}
 	v := p.View()
 	defer v.Release()
-	if own := keyAt(v, p.key, 0); own == nil || own.CreateRevision != p.rev {
+	if createdAs(v, p.key) != p.rev {
 		return 0, errPlaceLost
 	}
 	return v.Rev(), nil

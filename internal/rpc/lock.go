@@ -32,11 +32,11 @@ var errSessionExpired = errors.New("mutex: session is expired")
 // lock returns once the client's key is the first in line. Calls with the same name and
 // lease share a key, and are one acquisition.
 func (s lines) lock(ctx context.Context, r message, stream grpc.ServerStream) error {
-	p, entered, err := s.enterLine(ctx, r.bytes("name"), kv.LeaseID(r.int("lease")), nil)
+	p, _, err := s.enterLine(ctx, r.bytes("name"), kv.LeaseID(r.int("lease")), nil)
 	if err != nil {
 		return err
 	}
-	rev, err := p.awaitTurn(ctx, entered)
+	rev, err := p.awaitTurn(ctx)
 	if err == nil {
 		err = newMessage(lockpb, "LockResponse").setMessage("header", s.pbHeader(rev)).setBytes("key", p.key).send(stream)
 		if err == nil || !p.created {

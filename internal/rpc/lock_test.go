@@ -15,8 +15,11 @@ import (
 	"time"
 
 	"quorate/internal/kv"
+	"quorate/internal/mvcc"
+	"quorate/internal/wire"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -52,6 +55,15 @@ func (m message) header() *pb.ResponseHeader {
 		panic(err)
 	}
 	return &h
+}
+
+// keyAt is key as it was at rev, nil if it was not there or rev is compacted.
+func keyAt(v *mvcc.View, key []byte, rev int64) (found *mvccpb.KeyValue) {
+	_, err := v.Range(&kv.Range{Span: kv.Span{Key: key}, Revision: rev}, func(keyValue []byte) { found = decodeKeyValue(keyValue) })
+	if err != nil {
+		return nil
+	}
+	return found
 }
 
 func grant(t testing.TB, conn *grpc.ClientConn, ids ...int64) {
@@ -280,7 +292,7 @@ func TestLineMemory(t *testing.T) {
 func TestLockRandomly(t *testing.T) {
 	const clients, names = 24, 3
 	m := newMember(t)
-	_, addr := start(t, m, nil, nil)
+	s, addr := start(t, m, nil, nil)
 	var mu sync.Mutex
 	type turn struct{ at, created int64 }
 	turns := map[string][]turn{} // of each name
@@ -355,9 +367,14 @@ func TestLockRandomly(t *testing.T) {
 	if got == 0 || gaveUp == 0 || lost == 0 {
 		t.Error("not everything happened")
 	}
-	for deadline := time.Now().Add(10 * time.Second); m.hub.Stats().Streams != 0; time.Sleep(time.Millisecond) {
+	left := func() int {
+		s.services.lineWatches.Lock()
+		defer s.services.lineWatches.Unlock()
+		return len(s.services.lineWatches.byLine)
+	}
+	for deadline := time.Now().Add(10 * time.Second); m.hub.Stats().Streams != 0 || left() != 0; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("left behind: %+v", m.hub.Stats())
+			t.Fatalf("left behind: %+v and %d lines", m.hub.Stats(), left())
 		}
 	}
 }
@@ -397,10 +414,13 @@ func TestLockLostConfirmation(t *testing.T) {
 	wantStatus(t, "who waited", ended(t, "who waited", waits), codes.Unknown, "mutex: session is expired")
 }
 
-// TestLockWakesOne: the end of a key wakes the one behind it, and nobody else.
+// TestLockWakesOne: the end of a key wakes the one behind it and nobody else, and is looked
+// at once, however many wait.
 func TestLockWakesOne(t *testing.T) {
 	const waiters = 30
-	m, conn := serveMember(t)
+	m := newMember(t)
+	s, addr := start(t, m, nil, nil)
+	conn := dial(t, addr)
 	c, ctx := lineClient{conn}, t.Context()
 	var waits []<-chan error
 	for lease := range int64(waiters + 1) {
@@ -413,10 +433,8 @@ func TestLockWakesOne(t *testing.T) {
 		}
 		waits = append(waits, waiting(t, m, c, ctx, "a", lease+1))
 	}
-	for m.hub.Stats().Watchers != 2*waiters {
-		time.Sleep(time.Millisecond)
-	}
-	reads := m.reads.Load()
+	l := awaitWaiters(t, s.services, "a", waiters)
+	reads, events := m.reads.Load(), m.hub.Stats().Events
 	for i, done := range waits {
 		if err := c.unlock(ctx, fmt.Appendf(nil, "a/%x", i+1)); err != nil {
 			t.Fatal(err)
@@ -424,12 +442,50 @@ func TestLockWakesOne(t *testing.T) {
 		if err := ended(t, "who is next", done); err != nil {
 			t.Fatal(err)
 		}
+		if n := l.count(); n != waiters-i-1 {
+			t.Fatalf("%d wait still after %d turns", n, i+1)
+		}
 	}
-	if n := m.hub.Stats().Events; n != waiters {
+	if n := m.hub.Stats().Events - events; n != waiters {
 		t.Errorf("%d ends were told %d times", waiters, n)
 	}
 	if n := m.reads.Load() - reads; n != waiters {
 		t.Errorf("%d read indexes for %d turns", n, waiters)
+	}
+}
+
+// count is how many wait.
+func (l *lineWatch) count() (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, ws := range l.waiting {
+		n += len(ws)
+	}
+	return n
+}
+
+// awaitWaiters returns the watch of the line of name once n wait in it and all that was
+// created is known to it.
+func awaitWaiters(t testing.TB, s *services, name string, n int) *lineWatch {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		s.lineWatches.Lock()
+		l := s.lineWatches.byLine[name+"/"]
+		s.lineWatches.Unlock()
+		if l != nil && l.count() == n {
+			v := s.View()
+			rev := v.Rev()
+			v.Release()
+			l.mu.Lock()
+			known := l.front.rev == rev
+			l.mu.Unlock()
+			if known {
+				return l
+			}
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("there are not %d who wait", n)
+		}
 	}
 }
 
@@ -451,5 +507,45 @@ func TestWaitingIsNotSlow(t *testing.T) {
 	s.Shutdown(ctx) // so that nobody logs any more
 	if text := log.String(); strings.Contains(text, "v3lockpb") || !strings.Contains(text, "LeaseGrant") {
 		t.Errorf("logged: %s", text)
+	}
+}
+
+// BenchmarkLine has n stand in a line of a member and then gives the turn from each to the
+// next. What one costs hardly depends on n.
+func BenchmarkLine(b *testing.B) {
+	for _, n := range []int{100, 1000, 3000} {
+		b.Run(fmt.Sprint("waiters=", n), func(b *testing.B) {
+			m := newMember(b)
+			s, addr := start(b, m, nil, nil)
+			grant(b, dial(b, addr), 1)
+			for b.Loop() {
+				begin := time.Now()
+				turns := make(chan int, n)
+				for i := range n {
+					p := &place{services: s.services, line: lineOf([]byte("a")), lease: 1, key: fmt.Appendf(nil, "a/%x", i)}
+					if _, err := p.enter(b.Context(), nil); err != nil {
+						b.Fatal(err)
+					}
+					go func() {
+						if _, err := p.awaitTurn(b.Context()); err != nil {
+							b.Error(err)
+						}
+						turns <- i
+					}()
+				}
+				awaitWaiters(b, s.services, "a", n-1)
+				entered := time.Now()
+				for i := range n {
+					if got := <-turns; got != i {
+						b.Fatalf("the turn is %d's, not %d's", got, i)
+					}
+					if _, err := s.services.proposeMessage(b.Context(), wire.FieldDelete, &pb.DeleteRangeRequest{Key: fmt.Appendf(nil, "a/%x", i)}); err != nil {
+						b.Fatal(err)
+					}
+				}
+				b.ReportMetric(float64(entered.Sub(begin).Microseconds())/float64(n), "µs/enter")
+				b.ReportMetric(float64(time.Since(entered).Microseconds())/float64(n), "µs/turn")
+			}
+		})
 	}
 }

@@ -43,8 +43,9 @@ type services struct {
 	inLine       *requestMemory // of calls that wait for a lock or an election
 	otherAccount *account       // of calls that come on no connection of ours
 
-	leaderless leaderless
-	streams    struct {
+	lineWatches lineWatches
+	leaderless  leaderless
+	streams     struct {
 		sync.Mutex
 		open    map[*openStream]struct{}
 		stopped bool

@@ -11,22 +11,14 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// watchSpan is what the services themselves watch: the changes of a span from revision
-// start on, or only the deletions.
-type watchSpan struct {
-	span        kv.Span
-	start       int64
-	onlyDeletes bool
-}
-
-// keysWatch delivers the changes of some spans. Close ends it.
+// keysWatch is a watch of the services themselves: it delivers the changes of a span.
+// Close ends it.
 type keysWatch struct{ *watch.Stream }
 
-func (s *services) watchKeys(spans ...watchSpan) keysWatch {
+// watchKeys watches span from revision start on.
+func (s *services) watchKeys(span kv.Span, start int64) keysWatch {
 	w := keysWatch{s.Backend.Watch().Stream()}
-	for _, sp := range spans {
-		w.Create(watch.Create{Span: sp.span, Start: sp.start, NoPut: sp.onlyDeletes})
-	}
+	w.Create(watch.Create{Span: span, Start: start})
 	return w
 }
 
