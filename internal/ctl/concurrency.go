@@ -20,7 +20,8 @@ func (c *call) untilSignal() (context.Context, context.CancelFunc) {
 	return signal.NotifyContext(c.base(), syscall.SIGINT, syscall.SIGTERM)
 }
 
-// withSession connects and runs do with a session, whose lease is revoked in the end.
+// withSession connects and runs do with a session. Its lease is not revoked in the end: keys that others may
+// have attached to it last until it runs out.
 func (c *call) withSession(do func(s *concurrency.Session) error, opts ...concurrency.SessionOption) error {
 	if err := c.connect(); err != nil {
 		return err
@@ -29,13 +30,8 @@ func (c *call) withSession(do func(s *concurrency.Session) error, opts ...concur
 	if err != nil {
 		return err
 	}
-	err = do(s)
-	s.Orphan()
-	ctx, cancel := c.timeout()
-	defer cancel()
-	// The lease would run out by itself, so that a revocation that fails takes nothing from the result.
-	_, _ = c.client.Revoke(ctx, s.Lease())
-	return err
+	defer s.Orphan()
+	return do(s)
 }
 
 // show prints a range response at once.

@@ -11,7 +11,7 @@
 // cannot show the answer is refused before the request is sent (etcdctl sends it first), answers
 // about leases in protobuf form are whole, ETCDCTL_COMMAND_TIMEOUT holds for every verb that does not
 // wait by its nature, a saved snapshot is compared with its checksum, a lock within a lock tells its
-// command of its own key, and locks and elections take their lease back when they end.
+// command of its own key.
 //
 // Not here yet: make-mirror, check, downgrade.
 package ctl

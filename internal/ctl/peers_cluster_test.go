@@ -10,11 +10,13 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
 )
 
 // TestClusterAgainstEtcdctl runs the verbs about members, leaders, locks and elections with etcdctl and
@@ -106,7 +108,115 @@ func clusterSteps() (steps []step) {
 	with(step{args: "elect -l e", lines: 2})
 	with(step{args: "elect --listen e -w fields", lines: 6})
 	with(step{args: "elect f first -w fields", lines: 6})
+	steps = append(steps, signalSteps()...)
 	return steps
+}
+
+// signalSteps returns the invocations of verbs that wait or hold and are told to stop.
+func signalSteps() (steps []step) {
+	for i, s := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM} {
+		name := func(what string) string { return fmt.Sprintf("s%s%d", what, i) }
+		with := func(what, args string, st step) {
+			st.signal, st.queue = s, name(what)
+			st.args = strings.ReplaceAll(args, "NAME", name(what))
+			steps = append(steps, st)
+		}
+		held := func(what string) step { return step{before: hold(name(what))} }
+		with("a", "lock NAME", step{lines: 2})
+		with("b", "lock NAME --ttl 30 -w fields", step{lines: 8})
+		with("c", "lock NAME -- sh -c 'echo in; sleep 1; echo out'", step{lines: 1})
+		with("d", "lock NAME -- sh -c 'echo in; sleep 1; exit 3'", step{lines: 1})
+		with("e", "lock NAME", held("e"))
+		with("f", "lock NAME -- echo never", held("f"))
+		with("g", "elect NAME me", step{lines: 2})
+		with("h", "elect NAME me -w fields", step{lines: 8})
+		with("i", "elect NAME me", held("i"))
+		with("j", "elect -l NAME", step{lines: 2, before: hold(name("j"))})
+	}
+	return steps
+}
+
+// hold takes the lock, or wins the election, of that name, for as long as the test goes on.
+func hold(name string) func(*testing.T, *clientv3.Client) {
+	return func(t *testing.T, c *clientv3.Client) {
+		t.Helper()
+		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+		defer cancel()
+		s, err := concurrency.NewSession(c)
+		if err == nil {
+			err = concurrency.NewElection(s, name).Campaign(ctx, "other")
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// awaitQueue waits until somebody waits behind who holds the lock or election of that name.
+func awaitQueue(t *testing.T, c *clientv3.Client, name string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	for {
+		resp, err := c.Get(ctx, name+"/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+		if err != nil {
+			t.Fatalf("nobody waits for %s: %v", name, err)
+		}
+		if resp.Count == 2 {
+			// Its key is there; what it asks and waits for next takes a moment.
+			time.Sleep(300 * time.Millisecond)
+			return
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// allLeases returns the leases that there are before a step that is sent a signal.
+func allLeases(t *testing.T, c *clientv3.Client, s step) []clientv3.LeaseID {
+	t.Helper()
+	if s.signal == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	resp, err := c.Leases(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ids []clientv3.LeaseID
+	for _, l := range resp.Leases {
+		ids = append(ids, l.ID)
+	}
+	return ids
+}
+
+// left says what a step that was sent a signal has left: keys, and leases beyond those of before.
+func (n *normalizer) left(t *testing.T, c *clientv3.Client, s step, before []clientv3.LeaseID) string {
+	t.Helper()
+	if s.signal == 0 {
+		return ""
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	var left []string
+	resp, err := c.Get(ctx, s.queue+"/", clientv3.WithPrefix())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, kv := range resp.Kvs {
+		left = append(left, n.cleanCluster(string(kv.Key))+" "+string(kv.Value))
+	}
+	for _, id := range allLeases(t, c, s) {
+		if slices.Contains(before, id) {
+			continue
+		}
+		ttl, err := c.TimeToLive(ctx, id, clientv3.WithAttachedKeys())
+		if err != nil {
+			t.Fatal(err)
+		}
+		left = append(left, fmt.Sprintf("a lease of %d s with %d keys", ttl.GrantedTTL, len(ttl.Keys)))
+	}
+	return fmt.Sprintf("%q", left)
 }
 
 // leadTo makes the member of that name the leader.
@@ -185,7 +295,7 @@ func (n *normalizer) learnMembers(t *testing.T, c *clientv3.Client) {
 
 var (
 	reTerm    = regexp.MustCompile(`("RaftTerm" :|"(?:raftTerm|raft_term)":) ?\d+`)
-	reLockKey = regexp.MustCompile(`\b(l|l1|l2|e|f)/[0-9a-f]+`)
+	reLockKey = regexp.MustCompile(`\b(l|l1|l2|e|f|s[a-j]\d)/[0-9a-f]+`)
 	reLeaseNo = regexp.MustCompile(`("Lease" :) \d+`)
 	// In tables and lists the term stands before the indexes.
 	reTermInRow = regexp.MustCompile(`\d+ INDEX`)

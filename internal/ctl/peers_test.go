@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -44,6 +45,11 @@ type step struct {
 	stdin string
 	env   []string
 	lines int // the client does not end by itself: kill it after so many lines of standard output
+
+	// The client is not killed but sent this signal, after so many lines, or else once it waits in a queue: two keys
+	// are below the prefix then. What it leaves there, and of leases, is compared.
+	signal syscall.Signal
+	queue  string
 
 	before func(t *testing.T, c *clientv3.Client)
 
@@ -150,7 +156,10 @@ func compareParties(t *testing.T, peers string, members int, steps []step, want,
 		if !s.looseErr && got.stderr != want.stderr {
 			t.Errorf("%s\nstdin: %q\nstderr:\n%s\nwant:\n%s", name, s.stdin, got.stderr, want.stderr)
 		}
-		if s.lines == 0 && got.code != want.code {
+		if got.left != want.left {
+			t.Errorf("%s, %v\nleaves %s\nwant   %s", name, s.signal, got.left, want.left)
+		}
+		if (s.lines == 0 || s.signal != 0) && got.code != want.code {
 			t.Errorf("%s\nstdin: %q\nexit code %d, want %d (stderr %s)", name, s.stdin, got.code, want.code, got.stderr)
 		}
 	}
@@ -172,6 +181,7 @@ func checkSnapshot(t *testing.T, peers, path string) {
 type result struct {
 	stdout, stderr string
 	code           int
+	left           string // of keys and leases, by a client that was sent a signal
 }
 
 // startServers starts a cluster of p's servers, as many as there are pairs of a client and a peer port,
@@ -262,12 +272,14 @@ func runStepsAgainst(t *testing.T, peers string, p party, ports [][2]int, steps 
 			args[i] = strings.ReplaceAll(args[i], "{endpoint}", endpoint)
 			args[i] = strings.ReplaceAll(args[i], "{all}", strings.Join(c.Endpoints(), ","))
 		}
-		got := invoke(t, p.client[0], args, environ, s.stdin, s.lines)
+		leases := allLeases(t, c, s)
+		got := invoke(t, p.client[0], args, environ, s, c)
+		got.left = n.left(t, c, s, leases)
 		if len(ports) > 1 && strings.Contains(s.args, "member add") {
 			n.learnMembers(t, c)
 		}
 		r := n.normalize(s.args, got)
-		if s.lines > 0 {
+		if s.lines > 0 && s.signal == 0 {
 			// What came before it could be killed is a matter of chance.
 			lines := strings.SplitAfter(r.stdout, "\n")
 			if len(lines) <= s.lines {
@@ -283,14 +295,22 @@ func runStepsAgainst(t *testing.T, peers string, p party, ports [][2]int, steps 
 	return results
 }
 
-// invoke runs the binary to its end, or until it has written so many lines of standard output.
-func invoke(t *testing.T, binary string, args, env []string, stdin string, lines int) result {
+// invoke runs the binary to its end, which may be the step's.
+func invoke(t *testing.T, binary string, args, env []string, s step, c *clientv3.Client) result {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary, args...)
 	cmd.Env = env
-	out := &lineCounter{want: lines, reached: cancel}
+	end := cancel
+	if s.signal != 0 {
+		end = sync.OnceFunc(func() {
+			if err := cmd.Process.Signal(s.signal); err != nil {
+				t.Errorf("%s %q: %v", binary, args, err)
+			}
+		})
+	}
+	out := &lineCounter{want: s.lines, reached: end}
 	var errw bytes.Buffer
 	cmd.Stdout, cmd.Stderr = out, &errw
 	in, err := cmd.StdinPipe()
@@ -300,10 +320,14 @@ func invoke(t *testing.T, binary string, args, env []string, stdin string, lines
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	if s.signal != 0 && s.lines == 0 {
+		awaitQueue(t, c, s.queue)
+		end()
+	}
 	// A client that ended early breaks the pipe, which is no matter. One that is to be killed keeps
 	// its input open, since the end of the input ends it too.
-	_, _ = in.Write([]byte(stdin))
-	if lines == 0 {
+	_, _ = in.Write([]byte(s.stdin))
+	if s.lines == 0 {
 		_ = in.Close()
 	}
 	err = cmd.Wait()
@@ -311,10 +335,10 @@ func invoke(t *testing.T, binary string, args, env []string, stdin string, lines
 	if err != nil && !errors.As(err, &exit) {
 		t.Fatalf("%s %q: %v", binary, args, err)
 	}
-	if lines == 0 && ctx.Err() != nil {
+	if (s.lines == 0 || s.signal != 0) && ctx.Err() != nil {
 		t.Errorf("%s %q did not end", binary, args)
 	}
-	return result{out.String(), errw.String(), cmd.ProcessState.ExitCode()}
+	return result{stdout: out.String(), stderr: errw.String(), code: cmd.ProcessState.ExitCode()}
 }
 
 // A lineCounter keeps what is written, and calls reached once there are so many lines.
@@ -423,7 +447,7 @@ func (n *normalizer) normalize(args string, r result) result {
 		}
 		return s
 	}
-	return result{clean(r.stdout), clean(r.stderr), r.code}
+	return result{clean(r.stdout), clean(r.stderr), r.code, r.left}
 }
 
 // freePort returns a port of 127.0.0.1 that nothing listens on.
