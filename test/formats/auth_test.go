@@ -437,5 +437,6 @@ func (g *generator) op(depth int, used map[string]bool) *pb.RequestOp {
 		return &pb.RequestOp{Request: &pb.RequestOp_RequestRange{RequestRange: &pb.RangeRequest{Key: p.Key}}}
 	}
 	used[string(p.Key)] = true
+	p.IgnoreValue, p.IgnoreLease = false, false // the key may be deleted before, which etcd ends of
 	return &pb.RequestOp{Request: &pb.RequestOp_RequestPut{RequestPut: p}}
 }
