@@ -36,6 +36,8 @@ var added = map[string]string{
 	"etcd_network_server_stream_failures_total": "etcd shows it after the first broken stream",
 	"etcd_server_learner_promote_failures":      "etcd shows it after the first refused promotion",
 
+	"quorate_network_peer_received_dropped_total": "etcd drops such messages without counting them",
+
 	"etcd_network_disconnected_peers_total":                shownWithPeers,
 	"etcd_network_peer_received_failures_total":            shownWithPeers,
 	"etcd_network_peer_sent_failures_total":                shownWithPeers,

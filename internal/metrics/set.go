@@ -78,6 +78,7 @@ type Set struct {
 	PeerReceivedBytes        CounterVec   `metric:"etcd_network_peer_received_bytes_total" labels:"From" help:"Bytes received from peers."`
 	PeerSentFailures         CounterVec   `metric:"etcd_network_peer_sent_failures_total" labels:"To" help:"Messages to peers that were dropped."`
 	PeerReceivedFailures     CounterVec   `metric:"etcd_network_peer_received_failures_total" labels:"From" help:"Messages from peers that were refused."`
+	PeerReceivedDropped      CounterVec   `metric:"quorate_network_peer_received_dropped_total" labels:"From" help:"Messages from peers that were dropped because too many waited for the consensus loop. etcd has no such family."`
 	PeerRTTSeconds           HistogramVec `metric:"etcd_network_peer_round_trip_time_seconds" labels:"To" buckets:"0.0001 16" help:"Round-trip times between peers."`
 	SnapshotSends            CounterVec   `metric:"etcd_network_snapshot_send_success" labels:"To" help:"Snapshots sent to peers."`
 	SnapshotSendsInFlight    GaugeVec     `metric:"etcd_network_snapshot_send_inflights_total" labels:"To" help:"Snapshots being sent to peers."`

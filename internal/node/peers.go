@@ -88,7 +88,7 @@ func (h peerHandler) DowngradeEnabled(ctx context.Context) (bool, error) {
 }
 
 // receivedBytesMax bounds the messages of peers that wait for the loop. Beyond it they are
-// dropped, which Raft is made for.
+// dropped and counted, which Raft is made for.
 const receivedBytesMax = 256 << 20
 
 // messageBytes is about what m takes.
@@ -105,6 +105,7 @@ func (n *Node) receive(m *raftpb.Message) {
 	size := messageBytes(m)
 	if n.received.Add(size) > receivedBytesMax {
 		n.received.Add(-size)
+		n.met.PeerReceivedDropped.With(membership.ID(m.GetFrom()).String()).Inc()
 		return
 	}
 	n.inbox.put(arrival{message: m})
