@@ -113,13 +113,33 @@ func checkDecode(t *testing.T, b []byte) {
 	}
 }
 
-// withoutUnknown is m without what appendMessage does not write: unknown fields of entries.
+// withoutUnknown is m without what appendMessage does not write: unknown fields of entries,
+// unless it leaves the whole message to protobuf-go.
 func withoutUnknown(m *raftpb.Message) *raftpb.Message {
 	m = proto.CloneOf(m)
+	if len(m.Responses) > 0 {
+		return m
+	}
 	for _, e := range m.Entries {
 		e.ProtoReflect().SetUnknown(nil)
 	}
 	return m
+}
+
+// TestUnknownFieldBesideResponse: what the decoder does not know it does not mistake, and
+// it is written again where protobuf-go does the writing.
+func TestUnknownFieldBesideResponse(t *testing.T) {
+	e := &raftpb.Entry{Index: new(uint64(1))}
+	e.ProtoReflect().SetUnknown([]byte{15<<3 | wireVarint, 1})
+	m := &raftpb.Message{Entries: []*raftpb.Entry{e}, Responses: []*raftpb.Message{{}}}
+	for range 2 {
+		b, err := proto.Marshal(m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		checkDecode(t, b)
+		m.Responses = nil
+	}
 }
 
 func FuzzDecodeMessage(f *testing.F) {
