@@ -3,6 +3,7 @@ package sim
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"hash/fnv"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"quorate/internal/kv"
+	"quorate/internal/membership"
 	"quorate/internal/wire"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -40,6 +42,10 @@ type checker struct {
 	promises     map[int64][]promise     // by lease
 	revoked      map[int64]time.Duration // by lease
 	asked        map[int64]bool          // clients asked for its end
+
+	added    map[membership.ID]bool // by committed changes, and not removed again
+	removed  map[membership.ID]bool
+	learners map[membership.ID]bool
 }
 
 // place is where an entry stands in the log.
@@ -67,6 +73,7 @@ func newChecker(w *world) *checker {
 		states: map[uint64]string{}, hashes: map[uint64]string{}, rev: 1,
 		applications: map[string]int{}, appliedAt: map[string]int64{},
 		promises: map[int64][]promise{}, revoked: map[int64]time.Duration{}, asked: map[int64]bool{},
+		added: map[membership.ID]bool{}, removed: map[membership.ID]bool{}, learners: map[membership.ID]bool{},
 	}
 }
 
@@ -138,6 +145,10 @@ func (c *checker) commit(m *member, e *raftpb.Entry) {
 	}
 	c.committed = append(c.committed, at)
 	c.w.note("commit", at.index, at.term)
+	if e.GetType() == raftpb.EntryConfChange {
+		c.changed(e)
+		return
+	}
 	if e.GetType() != raftpb.EntryNormal || len(e.Data) == 0 {
 		return
 	}
@@ -147,6 +158,42 @@ func (c *checker) commit(m *member, e *raftpb.Entry) {
 		return
 	}
 	c.request(req)
+}
+
+// changed notes a change of the membership, and has a member start that was added.
+func (c *checker) changed(e *raftpb.Entry) {
+	var cc raftpb.ConfChange
+	if err := proto.Unmarshal(e.Data, &cc); err != nil {
+		c.w.fail("entry %d: %v", e.GetIndex(), err)
+		return
+	}
+	id := membership.ID(cc.GetNodeId())
+	c.w.note("change", uint64(cc.GetType()), uint64(id))
+	switch cc.GetType() {
+	case raftpb.ConfChangeRemoveNode:
+		c.removed[id] = true
+		delete(c.added, id)
+		delete(c.learners, id)
+	case raftpb.ConfChangeAddNode, raftpb.ConfChangeAddLearnerNode:
+		if c.removed[id] {
+			return // it is refused
+		}
+		if cc.GetType() == raftpb.ConfChangeAddNode {
+			delete(c.learners, id)
+		} else {
+			c.learners[id] = true
+		}
+		founder := slices.ContainsFunc(c.w.members, func(m *member) bool { return m.id == id })
+		if !c.added[id] && !founder {
+			var add membership.Context
+			if err := json.Unmarshal(cc.Context, &add); err != nil {
+				c.w.fail("entry %d: %v", e.GetIndex(), err)
+				return
+			}
+			c.w.post(-1, func() { c.w.join(id, add.PeerURLs) })
+		}
+		c.added[id] = true
+	}
 }
 
 // request notes that a request is committed, which is to be once at most.
@@ -308,6 +355,8 @@ func (c *checker) refused(o *op) {
 	case errors.Is(err, context.DeadlineExceeded) && o.deadline > 0 && took >= o.deadline:
 	case errors.Is(err, kv.ErrStopped) && !o.alive():
 	case errors.Is(err, kv.ErrTimeout) && (took >= patience || o.on.installed >= o.sent && o.on.installed > 0):
+	case errors.Is(err, kv.ErrNoSpace) && (o.on.disk.wasFull(o.sent) || !o.alive() || o.on.disk.failed.Load()):
+		return
 	case errors.Is(err, kv.ErrLeaseNotFound) && (o.kind == renew || o.kind == revoke || o.kind == leased):
 		if _, over := c.revoked[o.lease]; !over && o.kind != leased {
 			c.w.fail("%v: the lease was not found, but it has not ended", o)

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -26,9 +27,14 @@ type disk struct {
 	dead    chan struct{}
 	opening atomic.Bool // nothing is slow then: the world's goroutine waits for it
 
+	failed atomic.Bool // a sync has; what it was to make durable is lost
+
 	mu         sync.Mutex
 	syncMax    time.Duration
 	stuckUntil time.Time
+	failing    bool
+	fullFrom   time.Duration // since when it refuses to grow
+	fullTo     time.Duration // until when it did; 0: it still does, or never did
 }
 
 func newDisk(w *world, member int, mem *vfs.Mem) *disk {
@@ -39,8 +45,8 @@ func newDisk(w *world, member int, mem *vfs.Mem) *disk {
 
 // fs is the file system as the member has it.
 func (d *disk) fs() vfs.FS {
-	if d.w.plan.plant.lyingDisk {
-		return lyingFS{d.mem}
+	if p := &d.w.plan.plant; p.lyingDisk || p.deafToSync {
+		return lyingFS{d.mem, p.deafToSync}
 	}
 	return d.mem
 }
@@ -59,6 +65,11 @@ func (d *disk) hook(op vfs.Op) error {
 	h := fnv.New64a()
 	_, _ = h.Write([]byte(filepath.Base(op.Name))) // cannot fail
 	d.mu.Lock()
+	if d.failing && op.Kind == "sync" {
+		d.mu.Unlock()
+		d.failed.Store(true)
+		return syscall.EIO
+	}
 	wait := time.Duration(mix(d.w.seed, uint64(d.member), h.Sum64(), uint64(d.w.now())) % uint64(max(1, d.syncMax)))
 	wait = max(wait, time.Until(d.stuckUntil))
 	d.mu.Unlock()
@@ -84,21 +95,65 @@ func (d *disk) slow(max time.Duration) {
 	d.syncMax = max
 }
 
-// lyingFS is a disk that says it has synced and has not. A planted fault.
-type lyingFS struct{ vfs.FS }
+// fail has every sync fail from now on.
+func (d *disk) fail() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.failing = true
+}
 
-type lyingFile struct{ vfs.File }
+// full has the disk refuse to let any file grow, or no longer.
+func (d *disk) full(yes bool) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	switch is := d.fullFrom > 0 && d.fullTo == 0; {
+	case yes && !is:
+		d.mem.SetCapacity(1)
+		d.fullFrom, d.fullTo = max(1, d.w.now()), 0
+	case !yes && is:
+		d.mem.SetCapacity(0)
+		d.fullTo = max(1, d.w.now())
+	}
+}
 
-func (f lyingFile) Sync() error { return nil }
+// fullPatience is how long after there is room a member may not know yet: it looks from
+// time to time.
+const fullPatience = 2 * time.Second
+
+// wasFull reports whether a request that was sent then may be refused for want of room.
+func (d *disk) wasFull(sent time.Duration) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.fullFrom > 0 && (d.fullTo == 0 || sent <= d.fullTo+fullPatience)
+}
+
+// lyingFS is a disk that says it has synced and has not: never, or, if it is honest, not
+// where the sync failed. A planted fault.
+type lyingFS struct {
+	vfs.FS
+	honest bool
+}
+
+type lyingFile struct {
+	vfs.File
+	honest bool
+}
+
+func (f lyingFile) Sync() error {
+	if f.honest {
+		_ = f.File.Sync() // what it hides
+	}
+	return nil
+}
 
 func (l lyingFS) Open(name string) (vfs.File, error) {
 	f, err := l.FS.Open(name)
-	return lyingFile{f}, err
+	return lyingFile{f, l.honest}, err
 }
 
 func (l lyingFS) Create(name string) (vfs.File, error) {
 	f, err := l.FS.Create(name)
-	return lyingFile{f}, err
+	return lyingFile{f, l.honest}, err
 }
 
 // scratch is a directory for the run's files, in memory where the system has such a place:
@@ -163,6 +218,7 @@ func copyFile(from, to string, n, size int64) error {
 // synced, the store's file is as its last commit left it.
 func (d *disk) crash(dir string, used int64, seed uint64) (*disk, error) {
 	after := newDisk(d.w, d.member, d.mem.Crash(seed))
+	after.mem.SetCapacity(0)
 	old := dir + ".old"
 	err := errors.Join(os.RemoveAll(old), os.Rename(dir, old))
 	if err == nil {

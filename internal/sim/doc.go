@@ -19,12 +19,17 @@
 //   - The network loses, delays, reorders and duplicates messages, cuts members off in both
 //     directions or one, and tells members of lost messages, connections and ended
 //     processes as package peer does. Snapshots are sent through it.
-//   - The log's disk is a vfs.Mem: syncs are slow or hang, and a crash loses or tears what
-//     was not synced. The store's B+tree is a real file, which a crash leaves as its last
+//   - The log's disk is a vfs.Mem: syncs are slow, hang or fail, it is full for a while, and
+//     a crash loses or tears what was not synced. The store's B+tree is a real file, which a crash leaves as its last
 //     commit did.
 //   - Members pause, crash, stop in order, and start again; their clocks tick unevenly.
 //   - Clients put, get, delete, compare and swap, grant, renew and revoke leases, compact,
 //     and watch, each through one member at a time.
+//
+//   - Members are added as learners and voters, promoted and removed, themselves too; they
+//     start with nothing, once their addition is committed.
+//   - In some runs one member takes proposals as an etcd that leads does: it minds their
+//     term, and not their numbers.
 //
 // # What is checked
 //
@@ -33,8 +38,10 @@
 //   - Members that have applied the same entry have the same state.
 //   - The history of every key is linearizable (porcupine), and revisions follow real time.
 //   - A request is applied once at most, and once if it was acknowledged.
-//   - A request fails only for a reason: its member crashed, received a snapshot, or the
-//     request's time was over.
+//   - A request fails only for a reason: its member crashed, received a snapshot, or has a
+//     full disk, or the request's time was over.
+//   - A change of the membership that was acknowledged is committed; members that were
+//     removed stop, and no others do.
 //   - Watchers see each event of their keys once, in order, and all of them in the end.
 //   - No lease ends before the time that its client was told.
 //   - When the faults are over the cluster serves again, and all members become equal.

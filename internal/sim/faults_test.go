@@ -27,6 +27,11 @@ func (w *world) fault() {
 		{"slow", 1, w.slow},
 		{"stuck", 2, w.stuck},
 		{"move", 2, w.move},
+		{"full", 1, w.fullDisk},
+		{"fail", 1, w.failingSync},
+		{"grow", 2, w.grow},
+		{"shrink", 2, w.shrink},
+		{"promote", 2, w.promote},
 		{"blackout", 1, func(*member) { w.blackout() }},
 	}
 	sum := 0
@@ -169,4 +174,23 @@ func (w *world) move(m *member) {
 		// That it is refused or takes too long is as good as that it is done.
 		_ = n.MoveLeader(context.Background(), uint64(to.id))
 	}()
+}
+
+// fullDisk leaves the log no room to grow for a while.
+func (w *world) fullDisk(m *member) {
+	d := m.disk
+	d.full(true)
+	w.later(w.aWhile(), func() { d.full(w.plan.plant.fullForEver) })
+}
+
+// failingSync has syncs fail, which is to end the member. The power fails soon in any case:
+// nothing may have been said to be durable that was not.
+func (w *world) failingSync(m *member) {
+	m.disk.fail()
+	alive := m.alive()
+	w.later(w.between(0, 4*w.plan.syncMax+20*time.Millisecond), func() {
+		if alive() {
+			w.power(m)
+		}
+	})
 }

@@ -30,9 +30,10 @@ type member struct {
 
 	n    *node.Node // nil while it is down
 	end  *end
-	runs int  // of the process
-	gone bool // it was removed for good
-	ends bool // an orderly Close is under way
+	runs int     // of the process
+	gone bool    // it was removed for good
+	host *member // a joining member asks it for the members
+	ends bool    // an orderly Close is under way
 
 	rate        float64 // of its clock
 	pausedUntil atomic.Int64
@@ -68,7 +69,7 @@ func newMember(w *world, i int, initial string) *member {
 		Name: fmt.Sprint("m", i), DataDir: m.dir, WALDir: "/wal",
 		PeerURLs:       []string{fmt.Sprintf("http://10.0.0.%d:2380", i)},
 		ClientURLs:     []string{fmt.Sprintf("http://10.0.0.%d:2379", i)},
-		InitialCluster: initial, InitialClusterToken: "sim", NewCluster: true, MaxLearners: 1,
+		InitialCluster: initial, InitialClusterToken: "sim", NewCluster: true, MaxLearners: 10,
 		Tick: w.plan.tick, ElectionTicks: w.plan.elections, PreVote: true,
 		SnapshotCount: w.plan.snapshotCount, CatchUpEntries: w.plan.catchUpEntries, SegmentBytes: w.plan.segmentBytes,
 		MaxRequestBytes: 1 << 20, SlowApply: time.Minute,
@@ -94,7 +95,16 @@ func newMember(w *world, i int, initial string) *member {
 // open starts the member's process.
 func (m *member) open() {
 	w := m.w
+	if m.runs == 0 && w.check.removed[m.id] {
+		m.gone = true // before it ever ran
+		return
+	}
+	if m.runs == 0 && !m.cfg.NewCluster && !m.findHost() {
+		m.restartAfter(w.between(0, 10*w.plan.tick))
+		return
+	}
 	m.runs++
+	m.disk.full(false)
 	m.end = &end{net: w.net, member: m, peers: map[membership.ID]bool{}}
 	m.cfg.Network, m.cfg.FS, m.cfg.Metrics = m.end, m.disk.fs(), metrics.New(false)
 	m.disk.opening.Store(true)
@@ -103,8 +113,13 @@ func (m *member) open() {
 	if err == nil {
 		n, err = node.Open(m.cfg)
 	}
+	synctest.Wait() // what Open has begun beside itself is not slow either, or sometimes
 	m.disk.opening.Store(false)
 	w.note("open", uint64(m.i), uint64(m.runs))
+	if errors.Is(err, node.ErrRemoved) && w.check.removed[m.id] {
+		m.gone = true
+		return
+	}
 	if err != nil {
 		w.fail("%s does not start again: %v", m.cfg.Name, err)
 		return
@@ -196,13 +211,12 @@ func (m *member) poll() {
 		m.loop.at = at
 		m.when(max(0, time.Until(at)), m.stepLoop)
 	}
-	n := m.n
-	m.start(&m.log, work.Log, n.StepLog)
-	m.start(&m.apply, work.Apply, n.StepApply)
+	m.start(&m.log, work.Log)
+	m.start(&m.apply, work.Apply)
 }
 
 // start queues a turn if it is wanted, to run beside the world.
-func (m *member) start(t *turn, wanted bool, step func() error) {
+func (m *member) start(t *turn, wanted bool) {
 	t.again = t.again || wanted
 	if !t.again || t.queued || t.running {
 		return
@@ -210,7 +224,10 @@ func (m *member) start(t *turn, wanted bool, step func() error) {
 	t.queued = true
 	m.when(m.w.between(0, m.w.plan.stepMax), func() {
 		t.queued, t.running, t.again = false, true, false
-		done := t.done
+		step, done := m.n.StepLog, t.done
+		if t == &m.apply {
+			step = m.n.StepApply
+		}
 		go func() { done <- step() }()
 	})
 }
@@ -231,9 +248,18 @@ func (m *member) ended(t *turn, what string) {
 
 // failed is called when the member says that it cannot go on.
 func (m *member) failed(err error) {
-	if errors.Is(err, node.ErrRemoved) {
+	switch {
+	case errors.Is(err, node.ErrRemoved):
+		if !m.w.check.removed[m.id] {
+			m.w.fail("%s has stopped as if it had been removed", m.cfg.Name)
+		}
 		m.gone = true
 		m.crash(false)
+		return
+	case m.disk.failed.Load():
+		// It may not say again that something is durable, and so it ends.
+		m.crash(true)
+		m.restartAfter(m.w.between(2*time.Millisecond, m.w.aWhile()+3*time.Millisecond))
 		return
 	}
 	m.w.fail("%s cannot go on: %v", m.cfg.Name, err)
@@ -301,6 +327,7 @@ func (m *member) shutDown() {
 			w.net.down(m.end, false)
 			m.disk.opening.Store(true) // Close must not be slow: others wait for its locks
 			m.disk.stick(0)
+			m.disk.full(false)
 			log, apply := m.log, m.apply
 			closed := make(chan error, 1)
 			go func() {
@@ -346,6 +373,7 @@ func (m *member) recover() {
 	m.pausedUntil.Store(0)
 	m.disk.slow(m.w.plan.syncMax)
 	m.disk.stick(0)
+	m.disk.full(m.w.plan.plant.fullForEver)
 	m.restartAfter(0)
 }
 
@@ -358,6 +386,7 @@ func (m *member) stop() {
 	m.n = nil
 	m.disk.opening.Store(true)
 	m.disk.stick(0)
+	m.disk.full(false)
 	for _, t := range []*turn{&m.log, &m.apply} {
 		if t.running {
 			<-t.done

@@ -51,13 +51,17 @@ func newNetwork(w *world) *network {
 
 // end is one run of a member on the network.
 type end struct {
-	net    *network
-	member *member
-	self   membership.ID
-	h      peer.Handler
-	peers  map[membership.ID]bool
-	tasks  sync.WaitGroup
+	net     *network
+	member  *member
+	self    membership.ID
+	h       peer.Handler
+	peers   map[membership.ID]bool
+	tasks   sync.WaitGroup
+	batches map[batches]uint64 // taken as an etcd does
 }
+
+// batches are those that one run of a member has proposed in a term.
+type batches struct{ from, incarnation, term uint64 }
 
 var _ node.Network = (*end)(nil)
 
@@ -107,7 +111,29 @@ func (e *end) Remove(id membership.ID) {
 	delete(e.peers, id)
 }
 
-func (e *end) IsQuorate(membership.ID) bool { return true }
+func (e *end) IsQuorate(id membership.ID) bool {
+	e.net.mu.Lock()
+	defer e.net.mu.Unlock()
+	m := e.net.byID[id]
+	return m == nil || !m.etcd() || e.net.w.plan.plant.unknownEtcd
+}
+
+// etcd reports whether the member takes proposals of others as an etcd does: whichever
+// arrives in its term, whether or not others were lost, and as often as it arrives.
+func (m *member) etcd() bool { return m.i == m.w.plan.etcd }
+
+// asEtcd makes a proposal look like the next one, as an etcd minds no numbers.
+func (e *end) asEtcd(m *raftpb.Message) {
+	if !e.member.etcd() || m.GetType() != raftpb.MsgProp || m.GetTerm() != e.member.n.Term() {
+		return
+	}
+	if e.batches == nil {
+		e.batches = map[batches]uint64{}
+	}
+	b := batches{m.GetFrom(), m.GetLogTerm(), m.GetTerm()}
+	e.batches[b]++
+	m.Index = new(e.batches[b])
+}
 
 func (e *end) ActiveSince(id membership.ID) time.Time {
 	e.net.mu.Lock()
@@ -130,14 +156,35 @@ func (nw *network) connect(a, b membership.ID) {
 	w.later(w.between(100*time.Microsecond, 5*time.Millisecond), func() {
 		ea, ok1 := nw.open(direction{b, a})
 		eb, ok2 := nw.open(direction{a, b})
-		if !ok1 || !ok2 || !ea.peers[b] || !eb.peers[a] {
+		if !ok1 || !ok2 || nw.turnedAway(ea, eb) || nw.turnedAway(eb, ea) || !ea.peers[b] && !eb.peers[a] {
 			return
 		}
+		// Whoever does not know the other is told where it is.
+		nw.mu.Lock()
+		ea.peers[b], eb.peers[a] = true, true
+		nw.mu.Unlock()
 		nw.stands(direction{a, b}, time.Now())
 		nw.stands(direction{b, a}, time.Now())
 		ea.h.Connected(b)
 		eb.h.Connected(a)
 	})
+}
+
+// turnedAway reports whether a member refuses to talk to another because that was removed,
+// and lets that know.
+func (nw *network) turnedAway(from, to *end) bool {
+	p := &nw.w.plan.plant
+	if !to.h.IsRemoved(from.self) && !p.alwaysTold {
+		return false
+	}
+	if !p.lostChanges {
+		nw.w.later(nw.w.between(0, 5*time.Millisecond), func() {
+			if nw.ends[from.self] == from {
+				from.h.Removed()
+			}
+		})
+	}
+	return true
 }
 
 func (nw *network) stands(d direction, since time.Time) {
@@ -212,7 +259,7 @@ func (nw *network) send(e *end, m *raftpb.Message) {
 		l.arrival = at
 	}
 	nw.deliver(d, l.broken, at, m)
-	if w.chance(w.plan.duplicate) {
+	if w.chance(w.plan.duplicate) && !(m.GetType() == raftpb.MsgProp && nw.byID[d.to].etcd()) {
 		again := proto.Clone(m).(*raftpb.Message)
 		nw.deliver(d, l.broken, at+w.between(0, 3*w.plan.delayMax), again)
 	}
@@ -226,6 +273,10 @@ func (nw *network) deliver(d direction, broken int, at time.Duration, m *raftpb.
 		if !ok || nw.linkOf(d).broken != broken {
 			return
 		}
+		if from := nw.ends[d.from]; from != nil && nw.turnedAway(from, to) {
+			return
+		}
+		to.asEtcd(m)
 		to.h.Receive(m)
 	})
 }
@@ -387,6 +438,9 @@ func (a asker) ask(ctx context.Context, urls []string, fn func(peer.Handler) err
 }
 
 func (a asker) Members(ctx context.Context, urls []string) (cluster membership.ID, ms []membership.Member, err error) {
+	if h := a.m.host; h != nil {
+		return membership.ID(h.n.ClusterID()), h.n.Cluster().State().Members, nil // without waiting
+	}
 	err = a.ask(ctx, urls, func(h peer.Handler) error {
 		ms = h.Members()
 		return nil

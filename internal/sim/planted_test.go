@@ -16,6 +16,11 @@ import (
 // each.
 type plant struct {
 	lyingDisk   bool // syncs that do nothing
+	deafToSync  bool // members do not hear that a sync failed
+	fullForEver bool // a full disk never has room again
+	lostChanges bool // members are not told that they were removed
+	alwaysTold  bool // members are told that they were removed when they were not
+	unknownEtcd bool // members take an etcd for one of their own
 	staleReads  bool // reads that ask nobody
 	tooLarge    bool // members refuse all requests but the smallest
 	otherState  bool // a member changes its state by itself
@@ -145,6 +150,11 @@ func TestPlantedFaults(t *testing.T) {
 		{"proposals never arrive", plant{tamper: dropped}, "has not settled"},
 		{"a state of its own", plant{otherState: true}, "the state after entry"},
 		{"requests refused", plant{tooLarge: true}, "failed for no good reason"},
+		{"failed syncs unheard", plant{deafToSync: true}, ""},
+		{"no room any more", plant{fullForEver: true}, ""},
+		{"removed without knowing", plant{lostChanges: true}, "has not settled"},
+		{"stopped without removal", plant{alwaysTold: true}, "as if it had been removed"},
+		{"etcd taken for quorate", plant{unknownEtcd: true}, "was applied 2 times"},
 		{"events lost", plant{lostEvents: true}, "watcher"},
 		{"events twice", plant{twiceEvents: true}, "watcher"},
 	}
@@ -152,7 +162,12 @@ func TestPlantedFaults(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(strings.ReplaceAll(tt.name, " ", "-"), func(t *testing.T) {
 			for seed := range uint64(seedsMax) {
-				out := simulate(t, seed, false, func(p *plan) { p.plant = tt.plant })
+				out := simulate(t, seed, false, func(p *plan) {
+					p.plant = tt.plant
+					if p.plant.fullForEver {
+						p.only, p.segmentBytes = []string{"full"}, 2<<10
+					}
+				})
 				if len(out.violations) == 0 {
 					continue
 				}

@@ -3,6 +3,8 @@ package sim
 import (
 	"flag"
 	"fmt"
+	"os"
+	"runtime/debug"
 	"strings"
 	"testing"
 	"time"
@@ -14,6 +16,12 @@ var (
 	budget = flag.Duration("budget", 40*time.Second, "end after this long, even if not all seeds were run; 0: run all")
 	story  = flag.Bool("story", false, "tell all that happens with a seed that fails")
 )
+
+// TestMain gives a seed room for its garbage: most of it lives no longer than the seed.
+func TestMain(m *testing.M) {
+	debug.SetGCPercent(800)
+	os.Exit(m.Run())
+}
 
 // TestSeeds runs one seed after the other. Millions take
 //

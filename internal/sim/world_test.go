@@ -39,6 +39,7 @@ type plan struct {
 	segmentBytes   int64
 
 	only   []string      // names of the faults that there are; nil: all
+	etcd   int           // this member takes proposals as an etcd does; -1: none
 	atMost time.Duration // how long a fault lasts; 0: some election timeouts
 	leases bool          // clients care for leases above all
 
@@ -74,12 +75,19 @@ func draw(seed uint64) plan {
 		snapshotCount:  uint64(5 + r.IntN(60)),
 		catchUpEntries: 1 + r.IntN(60),
 		segmentBytes:   16 << 10,
+		etcd:           -1,
 	}
 	if r.IntN(6) == 0 {
 		p.members = 5
 	}
 	if r.IntN(8) == 0 {
 		p.active *= 4 // long enough for leases to end
+	}
+	if r.IntN(3) == 0 {
+		p.segmentBytes = 2 << 10 // a full disk is felt soon
+	}
+	if r.IntN(6) == 0 {
+		p.etcd = r.IntN(p.members)
 	}
 	return p
 }
@@ -99,6 +107,8 @@ type world struct {
 	clients []*client
 	looks   []*watcher
 	check   *checker
+	changes bool // a change of the membership is under way
+	grown   int  // members that were to be added
 	calm    bool // the faults are over
 	over    bool
 
@@ -311,19 +321,13 @@ func (w *world) settled() bool {
 			return false
 		}
 	}
-	var applied uint64
-	for i, m := range w.members {
+	for _, m := range w.members {
 		if m.gone {
 			continue
 		}
-		if m.n == nil {
+		if m.n == nil || w.check.removed[m.id] || m.applied() != w.check.committedTo() {
 			return false
 		}
-		at := m.applied()
-		if i > 0 && at != applied || at != w.check.committedTo() {
-			return false
-		}
-		applied = at
 	}
 	for _, l := range w.looks {
 		if !l.caughtUp() {
@@ -337,7 +341,7 @@ func (w *world) describe() string {
 	var b strings.Builder
 	for _, m := range w.members {
 		if m.n == nil {
-			fmt.Fprintf(&b, "%s down; ", m.cfg.Name)
+			fmt.Fprintf(&b, "%s down, gone %v, ends %v; ", m.cfg.Name, m.gone, m.ends)
 			continue
 		}
 		s := m.n.Status()
