@@ -135,10 +135,17 @@ func (s lines) leader(ctx context.Context, r message, stream grpc.ServerStream) 
 	if err := s.ReadIndex(ctx); err != nil {
 		return err
 	}
+	permit, err := s.permitRead(ctx, lineOf(r.bytes("name")))
+	if err != nil {
+		return err
+	}
 	v := s.View()
 	leader, err := firstInLine(v, lineOf(r.bytes("name")), 0)
 	rev := v.Rev()
 	v.Release()
+	if err == nil {
+		err = permit.unchanged()
+	}
 	switch {
 	case err != nil:
 		return err
@@ -166,6 +173,9 @@ func firstInLine(v *mvcc.View, line kv.Span, rev int64) (first *mvccpb.KeyValue,
 // gets the leader of then instead.
 func (s lines) observe(ctx context.Context, r message, stream grpc.ServerStream) error {
 	if err := s.ReadIndex(ctx); err != nil {
+		return err
+	}
+	if _, err := s.permitRead(ctx, lineOf(r.bytes("name"))); err != nil {
 		return err
 	}
 	o := observer{lines: s, line: lineOf(r.bytes("name")), stream: stream}

@@ -142,6 +142,17 @@ type check struct {
 	s        *services
 }
 
+// permitLease is permit for questions about leases, which concern the state at their
+// beginning, however old the client's token is.
+func (s *services) permitLease(ctx context.Context, ask func(*auth.State, auth.Identity) error) (check, error) {
+	revision := s.Auth().Revision()
+	c, err := s.permit(ctx, ask)
+	if c.s != nil {
+		c.revision = revision
+	}
+	return c, err
+}
+
 func (s *services) permit(ctx context.Context, ask func(*auth.State, auth.Identity) error) (check, error) {
 	if !s.Auth().Enabled() {
 		return check{}, nil

@@ -22,11 +22,12 @@ import (
 // that a list of a million leases is held once, and under the bound of all replies.
 type leaseService struct {
 	*services
-	listing chan struct{} // has room for the one LeaseLeases call that is at work
+	listing  chan struct{} // has room for the one LeaseLeases call that is at work
+	renewing chan struct{} // has room for the renewals that are at work beside others of their stream
 }
 
 func newLease(s *services) leaseService {
-	return leaseService{services: s, listing: make(chan struct{}, 1)}
+	return leaseService{services: s, listing: make(chan struct{}, 1), renewing: make(chan struct{}, renewalsMax)}
 }
 
 func leaseServiceDesc() *grpc.ServiceDesc {
@@ -146,7 +147,7 @@ func (s leaseService) timeToLivePermitted(ctx context.Context, id kv.LeaseID, ke
 	if !keys {
 		return s.TimeToLive(ctx, id, false)
 	}
-	permit, err := s.permit(ctx, func(st *auth.State, who auth.Identity) error {
+	permit, err := s.permitLease(ctx, func(st *auth.State, who auth.Identity) error {
 		return st.PermitLeaseKeys(who, s.Leases().Keys(id))
 	})
 	if err != nil {
@@ -156,7 +157,7 @@ func (s leaseService) timeToLivePermitted(ctx context.Context, id kv.LeaseID, ke
 	if err != nil {
 		return nil, err
 	}
-	if _, err := s.permit(ctx, func(st *auth.State, who auth.Identity) error {
+	if _, err := s.permitLease(ctx, func(st *auth.State, who auth.Identity) error {
 		return st.PermitLeaseKeys(who, t.Keys)
 	}); err != nil {
 		return nil, err
@@ -176,7 +177,7 @@ func (s leaseService) permitRenewal(ctx context.Context, id kv.LeaseID) error {
 	if err := s.permitKnown(ctx); err != nil {
 		return err
 	}
-	permit, err := s.permit(ctx, func(st *auth.State, who auth.Identity) error {
+	permit, err := s.permitLease(ctx, func(st *auth.State, who auth.Identity) error {
 		return st.PermitLease(who, s.Leases().Keys(id))
 	})
 	if err != nil {
@@ -190,7 +191,7 @@ func (s leaseService) permitLeases(ctx context.Context) error {
 	if err := s.permitKnown(ctx); err != nil {
 		return err
 	}
-	permit, err := s.permit(ctx, func(st *auth.State, who auth.Identity) error {
+	permit, err := s.permitLease(ctx, func(st *auth.State, who auth.Identity) error {
 		if st.PermitAdmin(who) == nil {
 			return nil
 		}
@@ -269,9 +270,16 @@ func appendInt(b []byte, num protowire.Number, v int64) []byte {
 	return protowire.AppendVarint(protowire.AppendTag(b, num, protowire.VarintType), uint64(v))
 }
 
-// keepAlive renews leases as they are named, one after the other, until the client has
-// no more. The goroutine that receives ends with the stream, at the latest when this has
-// returned.
+// A renewal waits for a quorum, or for the leader, so those that come together on a stream
+// are made together: they share a read index, and a client that keeps thousands of leases
+// alive on one stream does not wait thousands of times.
+const (
+	renewalsPerStream = 32   // at once
+	renewalsMax       = 1024 // at once on all streams; beyond it a stream makes one at a time
+)
+
+// keepAlive renews leases until the client has no more, and answers in the order in which
+// it named them. Its goroutines end with the stream, at the latest when this has returned.
 func (s leaseService) keepAlive(stream grpc.ServerStream) error {
 	ended := make(chan error, 1)
 	go func() { ended <- s.renewals(stream) }()
@@ -283,7 +291,37 @@ func (s leaseService) keepAlive(stream grpc.ServerStream) error {
 	}
 }
 
+// renewal is one that was asked for. Its answer, or an error that ends the stream, is valid
+// once done is closed.
+type renewal struct {
+	done   chan struct{}
+	answer []byte
+	err    error
+}
+
 func (s leaseService) renewals(stream grpc.ServerStream) error {
+	ctx, cancel := context.WithCancel(stream.Context())
+	defer cancel()
+	asked, received := make(chan *renewal, renewalsPerStream), make(chan error, 1)
+	go func() {
+		defer close(asked)
+		received <- s.receiveRenewals(ctx, stream, asked)
+	}()
+	for r := range asked {
+		<-r.done
+		if r.err != nil {
+			return r.err
+		}
+		if err := stream.SendMsg(Frame{r.answer}); err != nil {
+			return err
+		}
+	}
+	return <-received
+}
+
+// receiveRenewals begins renewals in the order in which they are asked for, until the
+// client has no more or ctx ends.
+func (s leaseService) receiveRenewals(ctx context.Context, stream grpc.ServerStream, asked chan<- *renewal) error {
 	var req request
 	defer req.free()
 	for {
@@ -298,25 +336,39 @@ func (s leaseService) renewals(stream grpc.ServerStream) error {
 		if !ok {
 			return status.Errorf(codes.Internal, "grpc: failed to unmarshal the received message: proto: %v", wire.ErrMalformed)
 		}
-		// The header is as of before the renewal: a lease that was revoked at a revision
-		// must not seem to have been renewed after it.
-		h := s.header(s.revision())
-		ttl, err := int64(0), s.permitRenewal(stream.Context(), id)
-		if err == nil {
-			ttl, err = s.RenewLease(stream.Context(), id)
+		r := &renewal{done: make(chan struct{})}
+		select {
+		case asked <- r:
+		case <-ctx.Done():
+			return ctx.Err()
 		}
-		if errors.Is(err, kv.ErrLeaseNotFound) {
-			ttl, err = 0, nil
-		}
-		if err != nil {
-			return err
-		}
-		b := wire.AppendHeader(make([]byte, 0, headerMax+2*fieldOverhead), &h)
-		b = appendInt(appendInt(b, 2, int64(id)), 3, ttl)
-		if err := stream.SendMsg(Frame{b}); err != nil {
-			return err
+		select {
+		case s.renewing <- struct{}{}:
+			go func() {
+				s.renew(ctx, id, r)
+				<-s.renewing
+			}()
+		default:
+			s.renew(ctx, id, r)
 		}
 	}
+}
+
+// renew makes a renewal.
+func (s leaseService) renew(ctx context.Context, id kv.LeaseID, r *renewal) {
+	defer close(r.done)
+	// The header is as of before the renewal: a lease that was revoked at a revision
+	// must not seem to have been renewed after it.
+	h := s.header(s.revision())
+	ttl, err := int64(0), s.permitRenewal(ctx, id)
+	if err == nil {
+		ttl, err = s.RenewLease(ctx, id)
+	}
+	if errors.Is(err, kv.ErrLeaseNotFound) {
+		ttl, err = 0, nil
+	}
+	b := wire.AppendHeader(make([]byte, 0, headerMax+2*fieldOverhead), &h)
+	r.answer, r.err = appendInt(appendInt(b, 2, int64(id)), 3, ttl), err
 }
 
 // keepAliveID is the id in a LeaseKeepAliveRequest.

@@ -54,6 +54,10 @@ func (s *services) enterLine(ctx context.Context, name []byte, lease kv.LeaseID,
 			return nil, 0, err
 		}
 	}
+	// Who stands in line looks at the others, and must be allowed to.
+	if _, err := s.permitRead(ctx, p.line); err != nil {
+		return nil, 0, err
+	}
 	p.key = strconv.AppendInt(slices.Clip(p.line.Key), int64(p.lease), 16)
 	if rev, err = p.enter(ctx, value); err != nil {
 		return nil, 0, err

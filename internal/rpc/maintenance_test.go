@@ -135,19 +135,19 @@ func TestAuth(t *testing.T) {
 		{second(a.AuthDisable(ctx, &pb.AuthDisableRequest{})), ""},
 		{second(a.Authenticate(ctx, &pb.AuthenticateRequest{Name: "u"})), "etcdserver: authentication is not enabled"},
 		{second(a.UserAdd(ctx, &pb.AuthUserAddRequest{})), "etcdserver: user name is empty"},
-		{second(a.UserAdd(ctx, &pb.AuthUserAddRequest{Name: "u"})), "etcdserver: not capable"},
-		{second(a.UserGet(ctx, &pb.AuthUserGetRequest{Name: "u"})), "etcdserver: user name not found"},
+		{second(a.UserAdd(ctx, &pb.AuthUserAddRequest{Name: "u", Password: "p"})), ""},
+		{second(a.UserGet(ctx, &pb.AuthUserGetRequest{Name: "v"})), "etcdserver: user name not found"},
 		{second(a.UserList(ctx, &pb.AuthUserListRequest{})), ""},
 		{second(a.RoleAdd(ctx, &pb.AuthRoleAddRequest{})), "etcdserver: role name is empty"},
-		{second(a.RoleAdd(ctx, &pb.AuthRoleAddRequest{Name: "r"})), "etcdserver: not capable"},
-		{second(a.RoleGet(ctx, &pb.AuthRoleGetRequest{Role: "r"})), "etcdserver: role name not found"},
+		{second(a.RoleAdd(ctx, &pb.AuthRoleAddRequest{Name: "r"})), ""},
+		{second(a.RoleGet(ctx, &pb.AuthRoleGetRequest{Role: "s"})), "etcdserver: role name not found"},
 		{second(a.RoleGrantPermission(ctx, &pb.AuthRoleGrantPermissionRequest{Name: "r"})), "etcdserver: permission not given"},
 	} {
 		if got := status.Convert(tc.err).Message(); got != tc.text {
 			t.Errorf("%d: got %q, want %q", i, got, tc.text)
 		}
 	}
-	if s, err := a.AuthStatus(ctx, &pb.AuthStatusRequest{}); err != nil || s.Enabled || s.AuthRevision != 1 {
+	if s, err := a.AuthStatus(ctx, &pb.AuthStatusRequest{}); err != nil || s.Enabled || s.AuthRevision != 3 {
 		t.Errorf("auth status: %v, %v", s, err)
 	}
 }

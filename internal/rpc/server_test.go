@@ -315,6 +315,12 @@ func TestErrorTable(t *testing.T) {
 	for _, e := range errorTable {
 		err := toWire(fmt.Errorf("while testing: %w", e.err))
 		st, ok := status.FromError(err)
+		if strings.HasPrefix(e.err.Error(), "auth: ") {
+			if st.Code() == codes.OK || st.Code() == codes.Unknown || !strings.HasPrefix(st.Message(), "etcdserver: ") {
+				t.Errorf("%v: got %v", e.err, err)
+			}
+			continue // etcd words these in its own way
+		}
 		if want := "etcdserver: " + strings.TrimPrefix(e.err.Error(), "mvcc: "); !ok || strings.ReplaceAll(st.Message(), "mvcc: ", "") != want {
 			t.Errorf("%v: got %v, want %s", e.err, err, want)
 		}
