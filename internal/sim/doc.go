@@ -19,15 +19,19 @@
 //   - The network loses, delays, reorders and duplicates messages, cuts members off in both
 //     directions or one, and tells members of lost messages, connections and ended
 //     processes as package peer does. Snapshots are sent through it.
+//
 //   - The log's disk is a vfs.Mem: syncs are slow, hang or fail, it is full for a while, and
 //     a crash loses or tears what was not synced. The store's B+tree is a real file, which a crash leaves as its last
 //     commit did.
+//
 //   - Members pause, crash, stop in order, and start again; their clocks tick unevenly.
+//
 //   - Clients put, get, delete, compare and swap, grant, renew and revoke leases, compact,
 //     and watch, each through one member at a time.
 //
 //   - Members are added as learners and voters, promoted and removed, themselves too; they
 //     start with nothing, once their addition is committed.
+//
 //   - In some runs one member takes proposals as an etcd that leads does: it minds their
 //     term, and not their numbers.
 //
