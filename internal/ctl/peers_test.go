@@ -95,7 +95,7 @@ func TestAgainstEtcdctl(t *testing.T) {
 		t.Fatal(err)
 	}
 	etcd := []string{filepath.Join(peers, "etcd")}
-	steps, _ := peerSteps()
+	steps := peerSteps()
 	compareParties(t, peers, 1, steps,
 		party{client: []string{filepath.Join(peers, "etcdctl")}, server: etcd},
 		party{client: []string{self}, server: etcd, env: []string{envActAsClient + "=1"}})
@@ -113,9 +113,7 @@ func TestServerAgainstEtcd(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Users and roles are not served yet.
-	steps, withoutAuth := peerSteps()
-	steps = steps[:withoutAuth]
+	steps := peerSteps()
 	// Left out, not only ignored: whether the put among them is refused depends on when the server takes
 	// the alarm back, and the revisions of all later steps depend on that put.
 	steps = slices.DeleteFunc(steps, func(s step) bool { return s.alarmed })
@@ -462,8 +460,7 @@ func freePort(t *testing.T) int {
 }
 
 // peerSteps returns the invocations to compare, in an order in which they build on each other.
-// The first withoutAuth of them do without authentication, which stays on after those.
-func peerSteps() (steps []step, withoutAuth int) {
+func peerSteps() (steps []step) {
 	run := func(args ...string) {
 		for _, a := range args {
 			steps = append(steps, step{args: a})
@@ -619,7 +616,6 @@ func peerSteps() (steps []step, withoutAuth int) {
 	with(step{args: "lease keep-alive {L4}", lines: 1})
 	with(step{args: "lease revoke {L4} -w protobuf", ours: "\n", why: "etcdctl revokes first and fails then"})
 	// Authentication, last because it stays on.
-	withoutAuth = len(steps)
 	with(step{args: "get a", before: enableAuth})
 	run("--user root:pw get a", "--user root --password pw get a", "--user root:wrong get a", "--user nobody:x get a", "--user root:pw endpoint status -w json", "endpoint health",
 		"--user reader:pw endpoint health", "--user reader:pw get a", "--user reader:pw put a 1", "--auth-jwt-token bad get a", "member list")
@@ -629,7 +625,7 @@ func peerSteps() (steps []step, withoutAuth int) {
 	}
 	steps = append(steps, authSteps()...)
 	with(step{args: "--user root:pw put a 1 -w table", ours: "Error: table not supported as output format", ourCode: 4, why: "etcdctl puts first and fails then"})
-	return steps, withoutAuth
+	return steps
 }
 
 // authSteps returns the invocations about users and roles. Authentication is on before and after them, with
