@@ -129,6 +129,11 @@ func Start(ctx context.Context, cfg *Config, log *slog.Logger) (_ *Server, err e
 	return s, nil
 }
 
+// catchUpElections is for how many election timeouts a member that was cut off finds what it
+// has missed without a snapshot, as far as that is not large. A snapshot would end what its
+// clients wait for as timed out.
+const catchUpElections = 10
+
 // startNode builds the member and the services in front of it.
 func (s *Server) startNode() error {
 	c := s.cfg
@@ -173,6 +178,7 @@ func (s *Server) startNode() error {
 		StrictReconfigCheck: c.StrictReconfigCheck,
 		TickAdvance:         c.InitialTickAdvance,
 		CatchUpEntries:      int(c.SnapshotCatchUpEntries),
+		CatchUpTicks:        catchUpElections * c.ElectionTicks(),
 		AuthToken:           c.AuthToken,
 		AuthTokenTTL:        time.Duration(c.AuthTokenTTL) * time.Second,
 		BcryptCost:          int(c.BcryptCost),

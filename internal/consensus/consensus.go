@@ -33,9 +33,11 @@ type Config struct {
 	Incarnation uint64
 
 	// KeepEntries and KeepBytes bound the applied entries that are kept in memory so that
-	// a follower can catch up without a snapshot.
+	// a follower can catch up without a snapshot. More than KeepEntries are kept for
+	// KeepTicks after they were applied, if they are not too large.
 	KeepEntries int
 	KeepBytes   int64
+	KeepTicks   int
 }
 
 const (
@@ -110,7 +112,7 @@ func New(cfg Config, log *Log) (*Core, error) {
 		cfg: cfg, rn: rn, log: log, conf: log.conf, applied: cfg.Applied,
 		reads: cfg.Incarnation, sending: make(map[uint64]*sending),
 		contacts: contacts{of: make(map[uint64]contact)},
-		ages:     newAges(youngElections * cfg.ElectionTicks),
+		ages:     ages{applied: make([]uint64, cfg.KeepTicks)},
 	}
 	c.term, c.committed = log.hard.GetTerm(), log.hard.GetCommit()
 	log.busy = func() bool { return len(c.sending) >= snapshotsMax }

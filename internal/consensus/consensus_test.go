@@ -51,7 +51,7 @@ func newGroup(t *testing.T, ids ...uint64) *group {
 }
 
 func config(id uint64) Config {
-	return Config{ID: id, ElectionTicks: 10, HeartbeatTicks: 1, PreVote: true, Incarnation: id << 32, Logger: quiet{}, KeepEntries: 4, KeepBytes: 1 << 20}
+	return Config{ID: id, ElectionTicks: 10, HeartbeatTicks: 1, PreVote: true, Incarnation: id << 32, Logger: quiet{}, KeepEntries: 4, KeepBytes: 1 << 20, KeepTicks: 20}
 }
 
 // settle carries everything out until nothing is left to do.
@@ -284,7 +284,7 @@ func TestTrimLeavesWhatWasGivenOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	for i := range l.last() {
-		l.Trim(i+1, 0, 0)
+		l.Trim(i+1, func(int, int64) bool { return true })
 	}
 	for i, e := range given {
 		if e.GetIndex() != uint64(i+1) {
@@ -327,15 +327,15 @@ func TestLogKeepsWhatItMust(t *testing.T) {
 		t.Errorf("Entries with a small bound: %d entries, %v; want one", len(ents), err)
 	}
 
-	l.Trim(11, 0, 0)
+	l.Trim(11, func(int, int64) bool { return true })
 	if got := fmt.Sprint(l.first(), l.last(), l.bytes, l.trimmedTerm); got != "12 12 4 2" {
 		t.Errorf("after Trim(11): first, last, bytes, term: %s", got)
 	}
-	l.Trim(12, 1, 1<<20)
+	l.Trim(12, func(count int, _ int64) bool { return count > 1 })
 	if l.first() != 12 {
 		t.Error("Trim went below the count it should keep")
 	}
-	l.Trim(12, 1, 3)
+	l.Trim(12, func(_ int, bytes int64) bool { return bytes > 3 })
 	if l.first() != 13 || l.bytes != 0 {
 		t.Errorf("Trim by bytes: first %d, bytes %d", l.first(), l.bytes)
 	}

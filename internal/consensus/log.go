@@ -130,12 +130,11 @@ func (l *Log) Append(ents []*raftpb.Entry) {
 	l.entries = append(l.entries, ents...)
 }
 
-// Trim forgets entries from the front until at most countMax entries and bytesMax bytes
-// of Data are left, but none above index.
-func (l *Log) Trim(index uint64, countMax int, bytesMax int64) {
+// Trim forgets entries from the front, none above index, for as long as tooMany says so of
+// how many are left, and how many bytes of Data.
+func (l *Log) Trim(index uint64, tooMany func(count int, bytes int64) bool) {
 	n := 0
-	for n < len(l.entries) && l.first()+uint64(n) <= index &&
-		(len(l.entries)-n > countMax || l.bytes > bytesMax) {
+	for n < len(l.entries) && l.first()+uint64(n) <= index && tooMany(len(l.entries)-n, l.bytes) {
 		l.bytes -= int64(len(l.entries[n].Data))
 		n++
 	}

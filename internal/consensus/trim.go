@@ -1,11 +1,7 @@
 package consensus
 
-import "math"
-
-// youngElections is for how many election timeouts after it was applied an entry is kept,
-// however many there are: what a member lacks that is heard of is not older than that,
-// whoever leads next. Beyond that, KeepEntries are; KeepBytes bounds both.
-const youngElections = 2
+// youngBytesMax bounds the young entries (Config.KeepTicks) beyond KeepEntries.
+const youngBytesMax = 16 << 20
 
 // ages knows which entries were applied how many ticks ago.
 type ages struct {
@@ -13,29 +9,40 @@ type ages struct {
 	next    int      // the oldest of them
 }
 
-func newAges(ticks int) ages { return ages{applied: make([]uint64, ticks)} }
-
 func (a *ages) tick(applied uint64) {
+	if len(a.applied) == 0 {
+		return
+	}
 	a.applied[a.next] = applied
 	a.next = (a.next + 1) % len(a.applied)
 }
 
-// old is the last entry that is not young any more.
-func (a *ages) old() uint64 { return a.applied[a.next] }
+// old is the last of the entries, applied so far, that is not young any more.
+func (a *ages) old(applied uint64) uint64 {
+	if len(a.applied) == 0 {
+		return applied
+	}
+	return a.applied[a.next]
+}
 
-// trim forgets applied entries that no member is likely to need.
+// trim forgets applied entries that no member is likely to need. Young ones are likely to
+// be needed, whoever leads next: a member that was cut off until just now lacks them.
 func (c *Core) trim() {
 	upTo := c.applied
 	for _, s := range c.sending {
 		upTo = min(upTo, s.from)
 	}
-	old := c.ages.old()
+	old := c.ages.old(c.applied)
 	if len(c.conf.Voters)+len(c.conf.Learners) == 1 {
 		old = upTo // there is nobody to keep them for
 	}
-	c.log.Trim(min(upTo, old), c.cfg.KeepEntries, c.cfg.KeepBytes)
-	c.log.Trim(upTo, math.MaxInt, c.cfg.KeepBytes)
+	c.log.Trim(min(upTo, old), func(count int, bytes int64) bool {
+		return count > c.cfg.KeepEntries || bytes > c.cfg.KeepBytes
+	})
+	c.log.Trim(upTo, func(count int, bytes int64) bool {
+		return count > c.cfg.KeepEntries && bytes > youngBytesMax || bytes > c.cfg.KeepBytes
+	})
 	if upTo < c.applied {
-		c.log.Trim(c.applied, math.MaxInt, heldBytesMax)
+		c.log.Trim(c.applied, func(_ int, bytes int64) bool { return bytes > heldBytesMax })
 	}
 }

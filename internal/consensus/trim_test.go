@@ -30,7 +30,7 @@ func TestYoungEntriesAreKept(t *testing.T) {
 			t.Errorf("member %d keeps entries from %d on, and member 3 needs %d", id, first, lacks)
 		}
 	}
-	for range youngElections * 10 {
+	for range g.cores[1].cfg.KeepTicks {
 		g.tick()
 	}
 	for _, id := range []uint64{1, 2} {
@@ -50,6 +50,20 @@ func TestYoungEntriesAreKept(t *testing.T) {
 	}
 	if l := g.cores[1].log; l.bytes > 50 {
 		t.Errorf("%d bytes of young entries are kept", l.bytes)
+	}
+
+	g = newGroup(t, 1, 2, 3)
+	g.elect(1)
+	large := string(make([]byte, 2<<20))
+	for _, c := range g.cores {
+		c.cfg.KeepBytes = 1 << 30
+	}
+	for range youngBytesMax >> 20 {
+		g.propose(1, large)
+		g.settle()
+	}
+	if l := g.cores[1].log; l.bytes > youngBytesMax || l.bytes < youngBytesMax-2<<20 {
+		t.Errorf("%d bytes of young entries are kept, want about %d", l.bytes, youngBytesMax)
 	}
 
 	g = newGroup(t, 1)

@@ -78,6 +78,7 @@ type Config struct {
 	StrictReconfigCheck bool // refuse changes of the membership that could cost the quorum
 	TickAdvance         bool // the first election need not wait a whole timeout
 	CatchUpEntries      int  // applied entries that are kept for slow followers
+	CatchUpTicks        int  // for how long more than that are kept, as far as they are small
 
 	AuthToken    string        // kind of tokens and options, see auth.NewTokens; "": simple
 	AuthTokenTTL time.Duration // of simple tokens; 0: etcd's

@@ -272,6 +272,7 @@ func (n *Node) startCore(found *wal.Recovered) error {
 		Logger:         raftLogger{n.log},
 		KeepEntries:    n.cfg.CatchUpEntries,
 		KeepBytes:      keepBytes,
+		KeepTicks:      n.cfg.CatchUpTicks,
 	}, log)
 	if err != nil {
 		return err
