@@ -49,6 +49,9 @@ type member struct {
 	installed time.Duration // when it was last seen to have installed a snapshot
 }
 
+// meters are what all members of all runs count in; making them takes longer than a start.
+var meters = metrics.New(false)
+
 // due is a turn that is in the queue.
 type due struct {
 	queued bool
@@ -106,7 +109,7 @@ func (m *member) open() {
 	m.runs++
 	m.disk.full(false)
 	m.end = &end{net: w.net, member: m, peers: map[membership.ID]bool{}}
-	m.cfg.Network, m.cfg.FS, m.cfg.Metrics = m.end, m.disk.fs(), metrics.New(false)
+	m.cfg.Network, m.cfg.FS, m.cfg.Metrics = m.end, m.disk.fs(), meters
 	m.disk.opening.Store(true)
 	err := m.disk.mkdirs(m.dir)
 	var n *node.Node
@@ -182,6 +185,15 @@ func (m *member) stepLoopSoon() {
 }
 
 func (m *member) stepLoop() {
+	defer func() {
+		if m.w.plan.plant.tamper == nil {
+			return
+		}
+		// Raft panics at some of what no honest member sends, maybe before a checker looks.
+		if r := recover(); r != nil {
+			m.w.fail("%s panicked: %v", m.cfg.Name, r)
+		}
+	}()
 	m.n.StepLoop()
 	m.w.note("loop", uint64(m.i), m.n.Term(), m.n.Leader(), m.n.Committed())
 	m.w.check.stepped(m)
