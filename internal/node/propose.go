@@ -3,6 +3,8 @@ package node
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"fmt"
 	"slices"
 	"sync"
@@ -89,11 +91,13 @@ type batch struct {
 	accepted bool // guarded by proposals.mu: one of them was applied, so it has arrived
 }
 
-// firstID makes ids that no other member and no earlier run of this one uses: two bytes
-// of the member's id, five of the time in milliseconds, and a counter that is never
-// faster than the clock.
-func firstID(member uint64, now time.Time) uint64 {
-	return member<<48 | uint64(now.UnixMilli())<<8&(1<<48-1)
+// firstID is where a run of a member begins to count ids that no other member and no
+// earlier run uses. It is random: a clock may go back between two runs. From there to the
+// end of the numbers is more than anybody can count.
+func firstID() uint64 {
+	var b [8]byte
+	rand.Read(b[:]) // never fails
+	return binary.BigEndian.Uint64(b[:]) >> 1
 }
 
 // add takes p in, or says why not. room is how many bytes the log surely takes.

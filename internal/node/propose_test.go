@@ -2,6 +2,7 @@ package node
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 
@@ -122,13 +123,18 @@ func TestExpiredProposalLeavesTheQueue(t *testing.T) {
 }
 
 func TestIDsDoNotRepeatAfterARestart(t *testing.T) {
-	now := time.Now()
-	a := firstID(0xabcd_0000_0000_1234, now)
-	b := firstID(0xabcd_0000_0000_1234, now.Add(time.Second))
-	if b-a < 200_000 {
-		t.Errorf("only %d ids between two starts a second apart", b-a)
+	const runs, each = 1000, uint64(10 * proposalsMax)
+	var starts []uint64
+	for range runs {
+		starts = append(starts, firstID())
 	}
-	if a>>48 != 0x1234 {
-		t.Errorf("id %x does not hold the member", a)
+	slices.Sort(starts)
+	for i, id := range starts[1:] {
+		if id-starts[i] < each {
+			t.Errorf("two runs begin at %x and %x", starts[i], id)
+		}
+	}
+	if last := starts[runs-1]; last+each < last {
+		t.Errorf("a run that begins at %x counts beyond the last number", last)
 	}
 }

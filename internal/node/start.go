@@ -9,7 +9,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"time"
 
 	"quorate/internal/auth"
 	"quorate/internal/consensus"
@@ -268,7 +267,7 @@ func (n *Node) startCore(found *wal.Recovered) error {
 		HeartbeatTicks: 1,
 		PreVote:        n.cfg.PreVote,
 		Applied:        applied,
-		Incarnation:    firstID(n.id, time.Now()),
+		Incarnation:    firstID(),
 		Logger:         raftLogger{n.log},
 		KeepEntries:    n.cfg.CatchUpEntries,
 		KeepBytes:      keepBytes,
@@ -278,7 +277,7 @@ func (n *Node) startCore(found *wal.Recovered) error {
 		return err
 	}
 	n.hard = proto.Clone(hard).(*raftpb.HardState)
-	n.proposals.lastID.Store(firstID(n.id, time.Now()))
+	n.proposals.lastID.Store(firstID())
 	n.lastMark.Store(found.Snapshot.Index)
 	if v := n.cluster.State().Version; applied > 0 {
 		fsm.KeepStorageVersion(n.store, v)
