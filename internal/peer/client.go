@@ -30,11 +30,18 @@ type Client struct {
 	transport *http.Transport
 }
 
+// askConnsMax is how many questions one other member is asked at a time; more wait.
+const askConnsMax = 32
+
 // NewClient returns a Client. config is asked for each new connection; it may be nil, or
 // return nil, as in Options. localAddr is as there.
 func NewClient(config func() *tls.Config, localAddr string) *Client {
 	d := newDialer(localAddr, 2*time.Second, config)
-	return &Client{d.transport(5 * time.Second)}
+	t := d.transport(5 * time.Second)
+	// Renewals of leases come many at a time: they keep their connections, and wait for
+	// one rather than open thousands.
+	t.MaxConnsPerHost, t.MaxIdleConnsPerHost = askConnsMax, askConnsMax
+	return &Client{t}
 }
 
 // Close ends connections that are kept for later requests.

@@ -1,11 +1,13 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
 	"io"
 	"testing"
 	"time"
 
+	"quorate/internal/kv"
 	"quorate/internal/wire"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -135,6 +137,74 @@ func TestLeaseWithoutLeader(t *testing.T) {
 	if r, err := alive.Recv(); err != nil || r.TTL != 60 {
 		t.Errorf("keep alive after a leader came: %v, %v", r, err)
 	}
+}
+
+// TestRenewalsTogether: renewals that come together on a stream do not wait for each other,
+// and are answered in order, also where no more of them may be made at once.
+func TestRenewalsTogether(t *testing.T) {
+	for _, full := range []bool{false, true} {
+		m := newMember(t)
+		s := newLease(&services{Backend: m, opts: &Options{}})
+		for id := range kv.LeaseID(3 * renewalsPerStream) {
+			if _, err := m.leases.Grant(id+1, 60+int64(id), time.Now()); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for full && len(s.renewing) < cap(s.renewing) {
+			s.renewing <- struct{}{}
+		}
+		stream := &renewalStream{ctx: t.Context(), together: renewalsPerStream, left: 3 * renewalsPerStream}
+		m.leases.Demote() // so that renewals wait
+		stream.onTogether = func() { m.leases.Promote(time.Now(), 0) }
+		if full {
+			stream.onTogether()
+		}
+		if err := s.keepAlive(stream); err != nil {
+			t.Fatal(err)
+		}
+		if len(stream.answers) != 3*renewalsPerStream {
+			t.Fatalf("%d answers", len(stream.answers))
+		}
+		for i, r := range stream.answers {
+			if r.ID != int64(i+1) || r.TTL != int64(60+i) {
+				t.Errorf("answer %d is %v", i, r)
+			}
+		}
+	}
+}
+
+// renewalStream asks for leases 1, 2, … and calls onTogether when so many were asked for
+// that a stream which makes one at a time would never read.
+type renewalStream struct {
+	grpc.ServerStream
+	ctx        context.Context
+	together   int
+	onTogether func()
+	asked      int
+	left       int
+	answers    []*pb.LeaseKeepAliveResponse
+}
+
+func (s *renewalStream) Context() context.Context { return s.ctx }
+
+func (s *renewalStream) RecvMsg(m any) error {
+	if s.left == 0 {
+		return io.EOF
+	}
+	s.asked++
+	s.left--
+	if s.asked == s.together {
+		s.onTogether()
+	}
+	b, err := proto.Marshal(&pb.LeaseKeepAliveRequest{ID: int64(s.asked)})
+	m.(*request).body = b
+	return err
+}
+
+func (s *renewalStream) SendMsg(m any) error {
+	r := new(pb.LeaseKeepAliveResponse)
+	s.answers = append(s.answers, r)
+	return proto.Unmarshal(bytes.Join(m.(Frame), nil), r)
 }
 
 // TestLeaseBadRequests sends what is not a message.
