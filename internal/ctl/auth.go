@@ -39,9 +39,8 @@ type roleInfo struct {
 // An authAsk sends the request of one of the verbs about users and roles.
 type authAsk func(ctx context.Context, client *clientv3.Client, args []string) (answer any, err error)
 
-// ask returns a run that wants n arguments, of which usage tells when there are more or fewer, and prints
-// the answer to what it sends.
-func (send authAsk) ask(n int, usage string) func(c *call, args []string) error {
+// withArgs returns the run of a verb that takes n arguments, and tells usage when there are more or fewer.
+func withArgs(n int, usage string, send authAsk) func(*call, []string) error {
 	return func(c *call, args []string) error {
 		if len(args) != n {
 			return fail(exitBadArgs, errors.New(usage))
@@ -134,9 +133,9 @@ func authStatusVerb() verb {
 		use:   "status",
 		short: "Returns authentication status",
 		forms: changeForms,
-		run: authAsk(func(ctx context.Context, client *clientv3.Client, _ []string) (any, error) {
+		run: withArgs(0, "auth status command does not accept any arguments", func(ctx context.Context, client *clientv3.Client, _ []string) (any, error) {
 			resp, err := client.AuthStatus(ctx)
 			return (*pb.AuthStatusResponse)(resp), err
-		}).ask(0, "auth status command does not accept any arguments"),
+		}),
 	}
 }

@@ -26,10 +26,10 @@ func roleAddVerb() verb {
 		use:   "add <role name>",
 		short: "Adds a new role",
 		forms: responseForms,
-		run: authAsk(func(ctx context.Context, client *clientv3.Client, args []string) (any, error) {
+		run: withArgs(1, "role add command requires role name as its argument", func(ctx context.Context, client *clientv3.Client, args []string) (any, error) {
 			resp, err := client.RoleAdd(ctx, args[0])
 			return authChanged{fmt.Sprintf("Role %s created", args[0]), (*pb.AuthRoleAddResponse)(resp)}, err
-		}).ask(1, "role add command requires role name as its argument"),
+		}),
 	}
 }
 
@@ -38,10 +38,10 @@ func roleDeleteVerb() verb {
 		use:   "delete <role name>",
 		short: "Deletes a role",
 		forms: responseForms,
-		run: authAsk(func(ctx context.Context, client *clientv3.Client, args []string) (any, error) {
+		run: withArgs(1, "role delete command requires role name as its argument", func(ctx context.Context, client *clientv3.Client, args []string) (any, error) {
 			resp, err := client.RoleDelete(ctx, args[0])
 			return authChanged{fmt.Sprintf("Role %s deleted", args[0]), (*pb.AuthRoleDeleteResponse)(resp)}, err
-		}).ask(1, "role delete command requires role name as its argument"),
+		}),
 	}
 }
 
@@ -50,10 +50,10 @@ func roleGetVerb() verb {
 		use:   "get <role name>",
 		short: "Gets detailed information of a role",
 		forms: responseForms,
-		run: authAsk(func(ctx context.Context, client *clientv3.Client, args []string) (any, error) {
+		run: withArgs(1, "role get command requires role name as its argument", func(ctx context.Context, client *clientv3.Client, args []string) (any, error) {
 			resp, err := client.RoleGet(ctx, args[0])
 			return roleInfo{args[0], (*pb.AuthRoleGetResponse)(resp)}, err
-		}).ask(1, "role get command requires role name as its argument"),
+		}),
 	}
 }
 
@@ -62,10 +62,10 @@ func roleListVerb() verb {
 		use:   "list",
 		short: "Lists all roles",
 		forms: responseForms,
-		run: authAsk(func(ctx context.Context, client *clientv3.Client, _ []string) (any, error) {
+		run: withArgs(0, "role list command requires no arguments", func(ctx context.Context, client *clientv3.Client, _ []string) (any, error) {
 			resp, err := client.RoleList(ctx)
 			return (*pb.AuthRoleListResponse)(resp), err
-		}).ask(0, "role list command requires no arguments"),
+		}),
 	}
 }
 

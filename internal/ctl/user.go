@@ -79,10 +79,10 @@ func userDeleteVerb() verb {
 		use:   "delete <user name>",
 		short: "Deletes a user",
 		forms: responseForms,
-		run: authAsk(func(ctx context.Context, client *clientv3.Client, args []string) (any, error) {
+		run: withArgs(1, "user delete command requires user name as its argument", func(ctx context.Context, client *clientv3.Client, args []string) (any, error) {
 			resp, err := client.UserDelete(ctx, args[0])
 			return authChanged{fmt.Sprintf("User %s deleted", args[0]), (*pb.AuthUserDeleteResponse)(resp)}, err
-		}).ask(1, "user delete command requires user name as its argument"),
+		}),
 	}
 }
 
@@ -145,10 +145,10 @@ func userListVerb() verb {
 		use:   "list",
 		short: "Lists all users",
 		forms: changeForms,
-		run: authAsk(func(ctx context.Context, client *clientv3.Client, _ []string) (any, error) {
+		run: withArgs(0, "user list command requires no arguments", func(ctx context.Context, client *clientv3.Client, _ []string) (any, error) {
 			resp, err := client.UserList(ctx)
 			return (*pb.AuthUserListResponse)(resp), err
-		}).ask(0, "user list command requires no arguments"),
+		}),
 	}
 }
 
@@ -180,10 +180,10 @@ func userGrantRoleVerb() verb {
 		use:   "grant-role <user name> <role name>",
 		short: "Grants a role to a user",
 		forms: responseForms,
-		run: authAsk(func(ctx context.Context, client *clientv3.Client, args []string) (any, error) {
+		run: withArgs(2, "user grant command requires user name and role name as its argument", func(ctx context.Context, client *clientv3.Client, args []string) (any, error) {
 			resp, err := client.UserGrantRole(ctx, args[0], args[1])
 			return authChanged{fmt.Sprintf("Role %s is granted to user %s", args[1], args[0]), (*pb.AuthUserGrantRoleResponse)(resp)}, err
-		}).ask(2, "user grant command requires user name and role name as its argument"),
+		}),
 	}
 }
 
@@ -192,9 +192,9 @@ func userRevokeRoleVerb() verb {
 		use:   "revoke-role <user name> <role name>",
 		short: "Revokes a role from a user",
 		forms: responseForms,
-		run: authAsk(func(ctx context.Context, client *clientv3.Client, args []string) (any, error) {
+		run: withArgs(2, "user revoke-role requires user name and role name as its argument", func(ctx context.Context, client *clientv3.Client, args []string) (any, error) {
 			resp, err := client.UserRevokeRole(ctx, args[0], args[1])
 			return authChanged{fmt.Sprintf("Role %s is revoked from user %s", args[1], args[0]), (*pb.AuthUserRevokeRoleResponse)(resp)}, err
-		}).ask(2, "user revoke-role requires user name and role name as its argument"),
+		}),
 	}
 }

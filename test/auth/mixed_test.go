@@ -322,9 +322,9 @@ func (m *mixed) roam(ctx context.Context, n int) {
 			return
 		}
 		_, err = pb.NewKVClient(conn).Put(metadata.AppendToOutgoingContext(ctx, "token", login.Token), &pb.PutRequest{Key: []byte(roamer), Value: fmt.Append(nil, n)})
-		m.note("roam", err)
-		// Members that are etcd do not always agree with others on a token: it ends with the number of the
-		// last log entry that the member knew in its file when it applied the login.
+		m.note(fmt.Sprintf("token of %v at %v", at.Kind, member.Kind), err)
+		// An etcd looks for a token once it has applied the log entry before the one that makes it, so that it may
+		// be too early.
 		refused := status.Code(err) == codes.Unauthenticated && !isEtcd(at) && !isEtcd(member)
 		if !expected(err) || refused || status.Code(err) == codes.PermissionDenied {
 			m.fail("a token of %s (%v) at %s (%v): %w", at.Name, at.Kind, member.Name, member.Kind, err)
