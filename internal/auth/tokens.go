@@ -179,7 +179,7 @@ func (t *Tokens) dropLocked(now time.Time) {
 
 // sweepLocked forgets all tokens that are over.
 func (t *Tokens) sweepLocked(now time.Time) {
-	left := make([]*simpleToken, 0, 2*len(t.order)+16)
+	left := t.order[:0]
 	for _, s := range t.order {
 		switch {
 		case s.gone:
@@ -189,7 +189,7 @@ func (t *Tokens) sweepLocked(now time.Time) {
 			left = append(left, s)
 		}
 	}
-	t.order = left
+	t.order = append(make([]*simpleToken, 0, 2*len(left)+16), left...)
 }
 
 // dropUser makes the simple tokens of a user void, clear those of all.

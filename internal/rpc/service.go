@@ -98,7 +98,7 @@ func (s *services) ofLearner(method string) bool {
 }
 
 // admit checks what etcd checks before any call's handler: whether the member answers
-// such calls, and the client's metadata. Tokens are ignored while there is no auth.
+// such calls, and the client's metadata. Tokens are looked at later, see identity.go.
 func (s *services) admit(ctx context.Context, kind string, learner bool) (requireLeader bool, err error) {
 	if !learner && s.IsLearner() {
 		return false, rpctypes.ErrGRPCNotSupportedForLearner
