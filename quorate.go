@@ -221,6 +221,9 @@ func (s *Server) httpOptions() httpapi.Options {
 	}
 	if s.cfg.EnableGateway {
 		o.Gateway = s.rpc.Gateway()
+		if s.cfg.ClientTLS.ClientCertAuth {
+			o.GatewayUnnamed = func() bool { return s.node.Auth().Enabled() }
+		}
 	}
 	return o
 }

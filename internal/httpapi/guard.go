@@ -17,10 +17,11 @@ type guard struct {
 	log     *slog.Logger
 	origins []string // nil: all
 	hosts   []string // nil: all
+	unnamed func() bool
 }
 
 func newGuard(next http.Handler, o Options) *guard {
-	return &guard{next, o.Logger, restricted(o.CORS), restricted(o.Hosts)}
+	return &guard{next, o.Logger, restricted(o.CORS), restricted(o.Hosts), o.GatewayUnnamed}
 }
 
 // restricted is list, or nil if it allows everything.
@@ -42,6 +43,10 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
+	if g.unnamed != nil && strings.HasPrefix(r.URL.Path, "/v3/") && named(r) && g.unnamed() {
+		http.Error(w, "CommonName of client sending a request against gateway will be ignored and not used as expected", http.StatusBadRequest)
+		return
+	}
 	if origin := g.origin(r); origin != "" {
 		h := w.Header()
 		h.Add("Access-Control-Allow-Methods", "POST, GET, OPTIONS, PUT, DELETE")
@@ -53,6 +58,19 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	g.next.ServeHTTP(w, r)
+}
+
+// named reports whether the client's certificate, which was verified, names somebody.
+func named(r *http.Request) bool {
+	if r.TLS == nil {
+		return false
+	}
+	for _, chain := range r.TLS.VerifiedChains {
+		if len(chain) > 0 && chain[0].Subject.CommonName != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // origin is what the CORS header allows, "" for no header.

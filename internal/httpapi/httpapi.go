@@ -47,6 +47,9 @@ type Options struct {
 	Pprof bool
 	// Gateway answers under /v3/ (and /v3beta/); nil: not served.
 	Gateway http.Handler
+	// GatewayUnnamed, unless nil, says whether the gateway refuses clients whose certificate
+	// names a user: it cannot pass the name on, so that they would be taken for nobody.
+	GatewayUnnamed func() bool
 
 	// CORS origins and hosts that may be named without TLS; "*" or none: all.
 	CORS  []string

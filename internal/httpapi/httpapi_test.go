@@ -2,6 +2,8 @@ package httpapi
 
 import (
 	"context"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -72,6 +74,31 @@ func get(h http.Handler, method, target string, header ...string) *httptest.Resp
 }
 
 // The bodies and codes are those that etcd 3.7.1 answered.
+func TestGatewayKeepsNamedClientsOut(t *testing.T) {
+	on := false
+	next := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
+	g := newGuard(next, Options{GatewayUnnamed: func() bool { return on }})
+	code := func(path, name string) int {
+		r := httptest.NewRequest(http.MethodPost, path, nil)
+		r.TLS = &tls.ConnectionState{VerifiedChains: [][]*x509.Certificate{{{Subject: pkix.Name{CommonName: name}}}}}
+		w := httptest.NewRecorder()
+		g.ServeHTTP(w, r)
+		return w.Code
+	}
+	if c := code("/v3/kv/range", "root"); c != http.StatusOK {
+		t.Errorf("off: %d", c)
+	}
+	on = true
+	for _, tc := range []struct {
+		path, name string
+		want       int
+	}{{"/v3/kv/range", "root", 400}, {"/v3beta/kv/range", "root", 400}, {"/v3/kv/range", "", 200}, {"/health", "root", 200}} {
+		if c := code(tc.path, tc.name); c != tc.want {
+			t.Errorf("%s by %q: %d, want %d", tc.path, tc.name, c, tc.want)
+		}
+	}
+}
+
 func TestProbes(t *testing.T) {
 	corrupt := []*pb.AlarmMember{{MemberID: 1, Alarm: pb.AlarmType_CORRUPT}}
 	nospace := []*pb.AlarmMember{{MemberID: 1, Alarm: pb.AlarmType_NOSPACE}}
