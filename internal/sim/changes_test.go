@@ -67,13 +67,18 @@ func (w *world) change(m *member, ask func(context.Context, *node.Node) (members
 		return
 	}
 	w.changes = true
-	n, alive, sent := m.n, m.alive(), w.now()
+	n, alive, sent, disk := m.n, m.alive(), w.now(), m.disk
 	go func() {
 		id, err := ask(context.Background(), n)
 		w.post(m.i, func() {
 			w.changes = false
-			if alive() {
-				w.check.applied(m) // as it is by now
+			// The leader that is asked for a promotion may be the one that received a snapshot.
+			jumped := false
+			for _, o := range w.members {
+				if o.n != nil {
+					w.check.applied(o) // as it is by now
+				}
+				jumped = jumped || o.installed >= sent && o.installed > 0
 			}
 			w.note("changed", uint64(m.i), uint64(id))
 			w.say("a change of member %s by %s: %v", id, m.cfg.Name, err)
@@ -83,7 +88,8 @@ func (w *world) change(m *member, ask func(context.Context, *node.Node) (members
 				w.fail("a change of member %s was acknowledged, and is not committed", id)
 			case err == nil, errors.Is(err, kv.ErrLearnerNotReady), errors.Is(err, kv.ErrMemberNotLearner), errors.Is(err, kv.ErrMemberNotFound):
 			case errors.Is(err, kv.ErrStopped) && !alive():
-			case (errors.Is(err, kv.ErrTimeout) || errors.Is(err, context.DeadlineExceeded)) && (took >= w.plan.requestTimeout() || m.installed >= sent && m.installed > 0):
+			case errors.Is(err, kv.ErrNoSpace) && disk.outOfRoom(sent):
+			case (errors.Is(err, kv.ErrTimeout) || errors.Is(err, context.DeadlineExceeded)) && (took >= w.plan.requestTimeout() || jumped):
 			default:
 				w.fail("a change of member %s failed for no good reason on %s after %s: %v", id, m.cfg.Name, took, err)
 			}

@@ -355,7 +355,7 @@ func (c *checker) refused(o *op) {
 	case errors.Is(err, context.DeadlineExceeded) && o.deadline > 0 && took >= o.deadline:
 	case errors.Is(err, kv.ErrStopped) && !o.alive():
 	case errors.Is(err, kv.ErrTimeout) && (took >= patience || o.on.installed >= o.sent && o.on.installed > 0):
-	case errors.Is(err, kv.ErrNoSpace) && (o.on.disk.wasFull(o.sent) || !o.alive() || o.on.disk.failed.Load()):
+	case errors.Is(err, kv.ErrNoSpace) && o.disk.outOfRoom(o.sent):
 		return
 	case errors.Is(err, kv.ErrLeaseNotFound) && (o.kind == renew || o.kind == revoke || o.kind == leased):
 		if _, over := c.revoked[o.lease]; !over && o.kind != leased {

@@ -41,6 +41,7 @@ type op struct {
 
 	on       *member
 	alive    func() bool   // the run of the member that was asked
+	disk     *disk         // its
 	deadline time.Duration // the client's patience; 0: without end
 
 	call, ret   int64         // order among all calls and returns
@@ -104,7 +105,7 @@ func (c *client) act() {
 		return
 	}
 	o := c.choose()
-	o.client, o.on, o.alive = c.i, m, m.alive()
+	o.client, o.on, o.alive, o.disk = c.i, m, m.alive(), m.disk
 	if c.final = w.calm; c.final {
 		o.kind, o.deadline = put, 0
 		o.key, o.lease = "k0", 0

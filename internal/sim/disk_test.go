@@ -120,8 +120,12 @@ func (d *disk) full(yes bool) {
 // time to time.
 const fullPatience = 2 * time.Second
 
-// wasFull reports whether a request that was sent then may be refused for want of room.
-func (d *disk) wasFull(sent time.Duration) bool {
+// outOfRoom reports whether a request that was sent then may be refused for want of room,
+// as which a disk that fails counts, too.
+func (d *disk) outOfRoom(sent time.Duration) bool {
+	if d.failed.Load() {
+		return true
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.fullFrom > 0 && (d.fullTo == 0 || sent <= d.fullTo+fullPatience)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"fmt"
 	"io"
 	"sync"
 	"time"
@@ -413,7 +414,7 @@ func (a asker) ask(ctx context.Context, urls []string, fn func(peer.Handler) err
 		select {
 		case <-time.After(d):
 		case <-ctx.Done():
-			return ctx.Err()
+			return fmt.Errorf("%w: %w", peer.ErrUnreachable, ctx.Err())
 		}
 		if !there || !back {
 			return peer.ErrUnreachable
@@ -431,6 +432,9 @@ func (a asker) ask(ctx context.Context, urls []string, fn func(peer.Handler) err
 		return peer.ErrUnreachable
 	}
 	err := fn(to.h)
+	if ctx.Err() != nil {
+		return fmt.Errorf("%w: %w", peer.ErrUnreachable, ctx.Err()) // the answer comes too late
+	}
 	if now, ok := a.net.open(direction{a.m.id, id}); !ok || now != to {
 		return peer.ErrUnreachable // its process has ended, and the connection with it
 	}
