@@ -132,6 +132,12 @@ func (m *member) open() {
 	m.seen, m.at, m.installed = 0, m.applied(), 0
 	m.handed = m.at
 	m.pausedUntil.Store(0)
+	for _, o := range w.members {
+		// Who has lost, or never had, what says who the others are is found by them.
+		if o.n != nil && o != m && o.end.peers[m.id] && !m.end.peers[o.id] {
+			w.net.connect(o.id, m.id)
+		}
+	}
 	m.stepLoopSoon()
 	m.tickLater()
 }
@@ -186,10 +192,10 @@ func (m *member) stepLoopSoon() {
 
 func (m *member) stepLoop() {
 	defer func() {
-		if m.w.plan.plant.tamper == nil {
+		if p := &m.w.plan.plant; p.tamper == nil && !p.lyingDisk && !p.deafToSync {
 			return
 		}
-		// Raft panics at some of what no honest member sends, maybe before a checker looks.
+		// Raft panics at some of what no honest member does, maybe before a checker looks.
 		if r := recover(); r != nil {
 			m.w.fail("%s panicked: %v", m.cfg.Name, r)
 		}
