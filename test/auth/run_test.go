@@ -32,6 +32,7 @@ type run struct {
 	sides [2]*side // etcd, quorate
 
 	rev       int64             // etcd's revision
+	compacted int64             // the revision that it was compacted to
 	sessions  []*session        // in the order of logins, also those that are over
 	passwords map[string]string // of the users, as far as the calls tell
 
@@ -183,6 +184,8 @@ func (r *run) follow(g *gen, c *call, o outcome, tokens [2]string) {
 		r.rev = max(r.rev, h.GetHeader().Revision)
 	}
 	switch req := c.req.(type) {
+	case *pb.CompactionRequest:
+		r.compacted = req.Revision
 	case *pb.AuthUserAddRequest:
 		r.passwords[req.Name] = req.Password
 	case *pb.AuthUserChangePasswordRequest:

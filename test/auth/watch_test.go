@@ -157,7 +157,8 @@ func (r *run) createWatch(g *gen, i int) error {
 	key, end := g.keyRange()
 	create := &pb.WatchCreateRequest{Key: key, RangeEnd: end, PrevKv: g.one(2)}
 	if g.one(3) {
-		create.StartRevision = max(1, r.rev-int64(g.IntN(10)))
+		// An etcd tells no progress on a stream on which a watch was cancelled for a compaction.
+		create.StartRevision = max(1, r.compacted+1, r.rev-int64(g.IntN(10)))
 	}
 	req := &pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}}
 	answer, err := r.onWatches(fmt.Sprintf("watch stream %d: %s", i, text(req)), i, func(w *watchStream) (string, error) {
