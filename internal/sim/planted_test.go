@@ -167,6 +167,9 @@ func TestPlantedFaults(t *testing.T) {
 					if p.plant.fullForEver {
 						p.only, p.segmentBytes = []string{"full"}, 2<<10
 					}
+					if p.plant.unknownEtcd {
+						p.etcd, p.loss = int(seed)%p.members, 0.03
+					}
 				})
 				if len(out.violations) == 0 {
 					continue
