@@ -3,6 +3,7 @@ package auth
 import (
 	"crypto/rand"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"sync"
@@ -135,20 +136,22 @@ func (t *Tokens) Awaited(token string) uint64 {
 	if !ok {
 		return 0
 	}
-	index, err := strconv.ParseUint(number, 10, 64)
-	if err != nil {
+	before, err := strconv.ParseUint(number, 10, 64)
+	if err != nil || before == math.MaxUint64 {
 		return 0
 	}
-	return index
+	return before + 1
 }
 
 // assign gives a simple token to a user. The applier calls it; so it does nothing where
-// this member signs tokens, or where the proposer does.
+// this member signs tokens, or where the proposer does. index is the entry's place in the
+// log. The token tells that of the entry before, as most of etcd's do (what they tell is
+// which entry they last noted as applied), so that most are good on both.
 func (t *Tokens) assign(user, prefix string, index uint64, now time.Time) string {
 	if t.signer != nil || prefix == "" {
 		return ""
 	}
-	s := &simpleToken{token: prefix + "." + strconv.FormatUint(index, 10), user: user}
+	s := &simpleToken{token: prefix + "." + strconv.FormatUint(index-1, 10), user: user}
 	s.ends.Store(now.Add(t.ttl).UnixNano())
 	t.mu.Lock()
 	defer t.mu.Unlock()
