@@ -197,7 +197,8 @@ func TestCutOffLeaderIsNotNoticed(t *testing.T) {
 }
 
 func TestHandOverIsNotNoticed(t *testing.T) {
-	c := newCluster(t, 3, nil)
+	// Raft gives a transfer one election timeout, which a busy machine may need.
+	c := newCluster(t, 3, func(cfg *Config) { cfg.ElectionTicks = 100 })
 	w := c.write()
 	for range 10 {
 		time.Sleep(20 * time.Millisecond)
