@@ -308,6 +308,7 @@ func (n *normalizer) cleanCluster(s string) string {
 	for i, id := range n.members {
 		name := fmt.Sprintf("{M%d}", i+1)
 		s = strings.ReplaceAll(s, fmt.Sprintf("%16x", id), name)
+		s = strings.ReplaceAll(s, fmt.Sprintf("%x", id), name) // one in sixteen is shorter
 		s = strings.ReplaceAll(s, strconv.FormatUint(id, 10), name)
 	}
 	s = reTerm.ReplaceAllString(s, "$1 TERM")
