@@ -278,10 +278,11 @@ const untracked = "-"
 
 // checkLeases looks when the keys of leases went away.
 func checkLeases(r *record, f *findings) {
-	// An etcd that led, was paused and is replaced goes by its own clock for a moment when it
-	// continues: it promises a full time that the next leader knows nothing of, and revokes what
-	// was renewed there.
-	stale := slices.ContainsFunc(r.faults, func(x *fault) bool { return x.name == "pause" && x.etcd })
+	// An etcd that led goes by its own clock and its own leases for a moment after others have
+	// replaced it: when it continues after a pause, and for the second that it runs on after
+	// it was removed. It renews what the next leader does not hear of, revokes what was renewed
+	// there, and does not know what was granted there.
+	stale := slices.ContainsFunc(r.faults, func(x *fault) bool { return x.etcd && (x.name == "pause" || x.name == "rejoin") })
 	for _, l := range r.leases {
 		gone := moment(-1)
 		for _, t := range r.tapes {

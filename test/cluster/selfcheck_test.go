@@ -136,14 +136,16 @@ func TestCheckers(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	t.Run("a lease may end early where an etcd was paused", func(t *testing.T) {
-		r := sound()
-		r.faults = append(r.faults, &fault{name: "pause", etcd: true, majority: true, begin: 1 * ms, end: 2 * ms})
-		r.leases[0].until, r.leases[0].missed = 90*ms, "not found"
-		if err := check(r, true); err != nil {
-			t.Error(err)
-		}
-	})
+	for _, name := range []string{"pause", "rejoin"} {
+		t.Run("a lease may end early after the "+name+" of an etcd", func(t *testing.T) {
+			r := sound()
+			r.faults = append(r.faults, &fault{name: name, etcd: true, majority: true, begin: 1 * ms, end: 2 * ms})
+			r.leases[0].until, r.leases[0].missed = 90*ms, "not found"
+			if err := check(r, true); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 	t.Run("a write in doubt that never happened", func(t *testing.T) {
 		r := sound()
 		drop(r, 5)
