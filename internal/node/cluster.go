@@ -84,8 +84,8 @@ func (n *Node) UpdateMember(ctx context.Context, id uint64, peerURLs []string) (
 
 // PromoteMember makes a learner that has caught up a voter: kv.ErrMemberNotFound,
 // kv.ErrMemberNotLearner, kv.ErrLearnerNotReady, kv.ErrNotEnoughStarted. Only the leader
-// knows who has caught up, so other members ask it.
-func (n *Node) PromoteMember(ctx context.Context, id uint64) ([]*pb.Member, error) {
+// knows who has caught up, so other members ask it, on behalf of the client with a token.
+func (n *Node) PromoteMember(ctx context.Context, id uint64, token string) ([]*pb.Member, error) {
 	ctx, cancel := context.WithTimeout(ctx, n.cfg.requestTimeout())
 	defer cancel()
 	var all []*pb.Member
@@ -94,7 +94,7 @@ func (n *Node) PromoteMember(ctx context.Context, id uint64) ([]*pb.Member, erro
 		all, err = n.promote(ctx, membership.ID(id))
 		return err
 	}, func(urls []string) error {
-		ms, err := n.peers.Promote(ctx, urls, membership.ID(id))
+		ms, err := n.peers.Promote(ctx, urls, membership.ID(id), token)
 		all = pbMembers(ms)
 		return err
 	})

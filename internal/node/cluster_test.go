@@ -289,7 +289,7 @@ func TestMembersComeAndGo(t *testing.T) {
 	if _, _, err := c.nodes[0].AddMember(ctx, []string{"http://10.0.0.9:2380"}, true); !errors.Is(err, kv.ErrTooManyLearners) {
 		t.Errorf("a second learner: %v", err)
 	}
-	if _, err := c.nodes[0].PromoteMember(ctx, added.ID); !errors.Is(err, kv.ErrLearnerNotReady) {
+	if _, err := c.nodes[0].PromoteMember(ctx, added.ID, ""); !errors.Is(err, kv.ErrLearnerNotReady) {
 		t.Errorf("promote a learner that has not started: %v", err)
 	}
 	cfg.InitialCluster = c.cfgs[0].InitialCluster + ",m3=http://10.0.0.3:2380"
@@ -301,7 +301,7 @@ func TestMembersComeAndGo(t *testing.T) {
 		t.Errorf("the new member is %x, learner %v", c.nodes[3].id, c.nodes[3].IsLearner())
 	}
 	eventually(t, "the learner to be promoted", func() bool {
-		_, err = c.nodes[c.follower()].PromoteMember(ctx, added.ID)
+		_, err = c.nodes[c.follower()].PromoteMember(ctx, added.ID, "")
 		return err == nil
 	})
 	eventually(t, "it to be a voter", func() bool { return !c.nodes[3].IsLearner() })

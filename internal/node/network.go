@@ -33,7 +33,7 @@ type Network interface {
 type Peers interface {
 	Members(ctx context.Context, urls []string) (cluster membership.ID, ms []membership.Member, err error)
 	Versions(ctx context.Context, urls []string) (server, cluster string, err error)
-	Promote(ctx context.Context, urls []string, id membership.ID) ([]membership.Member, error)
+	Promote(ctx context.Context, urls []string, id membership.ID, token string) ([]membership.Member, error)
 	RenewLease(ctx context.Context, urls []string, id kv.LeaseID) (ttl int64, err error)
 	LeaseTimeToLive(ctx context.Context, urls []string, id kv.LeaseID, keys bool) (*pb.LeaseTimeToLiveResponse, error)
 }

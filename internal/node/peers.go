@@ -3,8 +3,10 @@ package node
 import (
 	"context"
 	"io"
+	"strings"
 	"time"
 
+	"quorate/internal/auth"
 	"quorate/internal/kv"
 	"quorate/internal/membership"
 	"quorate/internal/peer"
@@ -52,11 +54,31 @@ func (h peerHandler) Versions() (cluster, storage string) {
 	return s.ClusterVersion, s.StorageVersion
 }
 
-func (h peerHandler) Promote(ctx context.Context, id membership.ID) ([]membership.Member, error) {
+func (h peerHandler) Promote(ctx context.Context, id membership.ID, token string) ([]membership.Member, error) {
+	if err := h.permitAdmin(ctx, token); err != nil {
+		return nil, err
+	}
 	if _, err := h.promote(ctx, id); err != nil {
 		return nil, err
 	}
 	return h.cluster.State().Members, nil
+}
+
+// permitAdmin says whether a token's user may do what changes the cluster.
+func (n *Node) permitAdmin(ctx context.Context, token string) error {
+	if !n.Auth().Enabled() {
+		return nil
+	}
+	// It may be newer than what this member has applied.
+	if err := n.ReadIndex(ctx); err != nil {
+		return err
+	}
+	state := n.Auth()
+	who, ok := n.Tokens().Identify(strings.TrimPrefix(token, "Bearer "), state.Revision(), time.Now())
+	if !ok {
+		return auth.ErrInvalidToken
+	}
+	return state.PermitAdmin(who)
 }
 
 func (h peerHandler) RenewLease(ctx context.Context, id kv.LeaseID) (int64, error) {

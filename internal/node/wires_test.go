@@ -169,12 +169,12 @@ func (a asker) Versions(_ context.Context, urls []string) (server, cluster strin
 	return Version, cluster, nil
 }
 
-func (a asker) Promote(ctx context.Context, urls []string, id membership.ID) ([]membership.Member, error) {
+func (a asker) Promote(ctx context.Context, urls []string, id membership.ID, token string) ([]membership.Member, error) {
 	h, err := a.find(urls)
 	if err != nil {
 		return nil, err
 	}
-	return h.Promote(ctx, id)
+	return h.Promote(ctx, id, token)
 }
 
 func (a asker) RenewLease(ctx context.Context, urls []string, id kv.LeaseID) (int64, error) {

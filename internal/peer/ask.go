@@ -125,7 +125,7 @@ func (t *Transport) servePromote(w http.ResponseWriter, r *http.Request) {
 	}
 	ctx, cancel := t.limit(r, askWait)
 	defer cancel()
-	ms, err := t.h.Promote(ctx, membership.ID(id))
+	ms, err := t.h.Promote(ctx, membership.ID(id), r.Header.Get("Authorization"))
 	switch {
 	case err == nil:
 		t.answerMembers(w, ms)

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"strconv"
 	"strings"
@@ -49,7 +50,7 @@ func (c *Client) Close() { c.transport.CloseIdleConnections() }
 
 // Members returns the cluster and its members as the asked one knows them.
 func (c *Client) Members(ctx context.Context, urls []string) (cluster membership.ID, ms []membership.Member, err error) {
-	resp, data, err := c.ask(ctx, urls, http.MethodGet, pathMembers, "", nil)
+	resp, data, err := c.ask(ctx, urls, http.MethodGet, pathMembers, nil, nil)
 	if err != nil {
 		return 0, nil, err
 	}
@@ -67,7 +68,7 @@ func (c *Client) Members(ctx context.Context, urls []string) (cluster membership
 
 // Versions returns the version of the member and that of its cluster, "not_decided" at first.
 func (c *Client) Versions(ctx context.Context, urls []string) (server, cluster string, err error) {
-	resp, data, err := c.ask(ctx, urls, http.MethodGet, pathVersion, "", nil)
+	resp, data, err := c.ask(ctx, urls, http.MethodGet, pathVersion, nil, nil)
 	if err != nil {
 		return "", "", err
 	}
@@ -78,9 +79,14 @@ func (c *Client) Versions(ctx context.Context, urls []string) (server, cluster s
 	return v.Server, v.Cluster, nil
 }
 
-// Promote asks the leader to make a learner a voter, and returns the members.
-func (c *Client) Promote(ctx context.Context, urls []string, id membership.ID) ([]membership.Member, error) {
-	resp, data, err := c.ask(ctx, urls, http.MethodPost, pathPromote+strconv.FormatUint(uint64(id), 10), "", nil)
+// Promote asks the leader to make a learner a voter, on behalf of a client with a token (or
+// without, ""), and returns the members.
+func (c *Client) Promote(ctx context.Context, urls []string, id membership.ID, token string) ([]membership.Member, error) {
+	header := http.Header{}
+	if token != "" {
+		header.Set("Authorization", token)
+	}
+	resp, data, err := c.ask(ctx, urls, http.MethodPost, pathPromote+strconv.FormatUint(uint64(id), 10), header, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -117,7 +123,7 @@ func (c *Client) RenewLease(ctx context.Context, urls []string, id kv.LeaseID) (
 	if err != nil {
 		return 0, err
 	}
-	resp, data, err := c.ask(ctx, urls, http.MethodPost, pathLeases, typeProto, q)
+	resp, data, err := c.ask(ctx, urls, http.MethodPost, pathLeases, content(typeProto), q)
 	if err != nil {
 		return 0, err
 	}
@@ -140,7 +146,7 @@ func (c *Client) LeaseTimeToLive(ctx context.Context, urls []string, id kv.Lease
 	if err != nil {
 		return nil, err
 	}
-	resp, data, err := c.ask(ctx, urls, http.MethodPost, pathLeasesIn, typeProto, q)
+	resp, data, err := c.ask(ctx, urls, http.MethodPost, pathLeasesIn, content(typeProto), q)
 	if err != nil {
 		return nil, err
 	}
@@ -173,7 +179,7 @@ func leaseRefusal(resp *http.Response, data []byte) error {
 // kv.ErrFutureRevision.
 func (c *Client) HashKV(ctx context.Context, urls []string, rev int64) (*pb.HashKVResponse, error) {
 	q := fmt.Appendf(nil, `{"revision":%d}`, rev)
-	resp, data, err := c.ask(ctx, urls, http.MethodGet, pathHashKV, "application/json", q)
+	resp, data, err := c.ask(ctx, urls, http.MethodGet, pathHashKV, content("application/json"), q)
 	if err != nil {
 		return nil, err
 	}
@@ -197,7 +203,7 @@ func (c *Client) HashKV(ctx context.Context, urls []string, rev int64) (*pb.Hash
 
 // DowngradeEnabled reports whether a downgrade of the cluster is under way.
 func (c *Client) DowngradeEnabled(ctx context.Context, urls []string) (bool, error) {
-	resp, data, err := c.ask(ctx, urls, http.MethodGet, pathDowngrad, "", nil)
+	resp, data, err := c.ask(ctx, urls, http.MethodGet, pathDowngrad, nil, nil)
 	if err != nil {
 		return false, err
 	}
@@ -208,10 +214,10 @@ func (c *Client) DowngradeEnabled(ctx context.Context, urls []string) (bool, err
 }
 
 // ask returns the answer of the first URL that gives one, whatever it is.
-func (c *Client) ask(ctx context.Context, urls []string, method, path, contentType string, body []byte) (*http.Response, []byte, error) {
+func (c *Client) ask(ctx context.Context, urls []string, method, path string, header http.Header, body []byte) (*http.Response, []byte, error) {
 	err := ErrUnreachable
 	for _, u := range urls {
-		resp, data, failed := c.askURL(ctx, strings.TrimSuffix(u, "/")+path, method, contentType, body)
+		resp, data, failed := c.askURL(ctx, strings.TrimSuffix(u, "/")+path, method, header, body)
 		if failed == nil {
 			return resp, data, nil
 		}
@@ -223,14 +229,15 @@ func (c *Client) ask(ctx context.Context, urls []string, method, path, contentTy
 	return nil, nil, err
 }
 
-func (c *Client) askURL(ctx context.Context, target, method, contentType string, body []byte) (*http.Response, []byte, error) {
+// content is the header of a question in one of the types.
+func content(contentType string) http.Header { return http.Header{"Content-Type": {contentType}} }
+
+func (c *Client) askURL(ctx context.Context, target, method string, header http.Header, body []byte) (*http.Response, []byte, error) {
 	req, err := http.NewRequestWithContext(ctx, method, target, bytes.NewReader(body))
 	if err != nil {
 		return nil, nil, err
 	}
-	if contentType != "" {
-		req.Header.Set("Content-Type", contentType)
-	}
+	maps.Copy(req.Header, header)
 	resp, err := c.transport.RoundTrip(req)
 	if err != nil {
 		return nil, nil, err

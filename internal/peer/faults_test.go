@@ -652,8 +652,13 @@ func TestAsk(t *testing.T) {
 		t.Error("Versions:", server, version, err)
 	}
 	for id, want := range map[membership.ID]error{1: nil, 2: kv.ErrMemberNotLearner, 3: kv.ErrLearnerNotReady, 4: kv.ErrNotLeader, 5: kv.ErrUnhealthy, 6: kv.ErrMemberNotFound} {
-		if ms, err := c.Promote(ctx, urls, id); !errors.Is(err, want) || want == nil && len(ms) != 1 {
+		if ms, err := c.Promote(ctx, urls, id, ""); !errors.Is(err, want) || want == nil && len(ms) != 1 {
 			t.Errorf("Promote %d: %v, %v, want %v", id, ms, err, want)
+		}
+	}
+	for _, token := range []string{"", "abc.7"} {
+		if ms, err := c.Promote(ctx, urls, 0, token); err != nil || ms[0].Name != token {
+			t.Errorf("Promote with token %q: %v, %v", token, ms, err)
 		}
 	}
 	for id, want := range map[kv.LeaseID]error{1: nil, 2: kv.ErrNotLeader, 3: kv.ErrTimeout, 4: kv.ErrLeaseNotFound} {

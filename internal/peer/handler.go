@@ -38,8 +38,9 @@ type Handler interface {
 	Members() []membership.Member
 	// Versions are the cluster's, "" until it is decided, and the data directory's.
 	Versions() (cluster, storage string)
-	// Promote makes a learner a voter; only the leader does.
-	Promote(ctx context.Context, id membership.ID) ([]membership.Member, error)
+	// Promote makes a learner a voter; only the leader does. token is that of the client that
+	// asks for it, "" if it has none.
+	Promote(ctx context.Context, id membership.ID, token string) ([]membership.Member, error)
 	// RenewLease and LeaseTimeToLive answer for leases of this member's leadership alone,
 	// and else with kv.ErrNotLeader. The response has no header.
 	RenewLease(ctx context.Context, id kv.LeaseID) (ttl int64, err error)

@@ -85,8 +85,10 @@ func (h *member) Members() []membership.Member {
 	return []membership.Member{{ID: 1, PeerURLs: []string{"http://127.0.0.1:1"}, Name: "one"}}
 }
 func (h *member) Versions() (cluster, storage string) { return "3.7.0", "" }
-func (h *member) Promote(_ context.Context, id membership.ID) ([]membership.Member, error) {
+func (h *member) Promote(_ context.Context, id membership.ID, token string) ([]membership.Member, error) {
 	switch id {
+	case 0:
+		return []membership.Member{{ID: 1, Name: token}}, nil
 	case 1:
 		return h.Members(), nil
 	case 2:

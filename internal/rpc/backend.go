@@ -56,7 +56,7 @@ type Backend interface {
 	AddMember(ctx context.Context, peerURLs []string, learner bool) (added *pb.Member, all []*pb.Member, err error)
 	RemoveMember(ctx context.Context, id uint64) ([]*pb.Member, error)
 	UpdateMember(ctx context.Context, id uint64, peerURLs []string) ([]*pb.Member, error)
-	PromoteMember(ctx context.Context, id uint64) ([]*pb.Member, error)
+	PromoteMember(ctx context.Context, id uint64, token string) ([]*pb.Member, error)
 	MoveLeader(ctx context.Context, to uint64) error
 
 	// Ready is closed once the member can serve clients.

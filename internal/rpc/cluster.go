@@ -88,7 +88,8 @@ func (c cluster) MemberPromote(ctx context.Context, r *pb.MemberPromoteRequest) 
 	if err := c.permitAdmin(ctx); err != nil {
 		return nil, err
 	}
-	all, err := c.PromoteMember(ctx, r.ID)
+	token, _ := tokenOf(ctx) // the leader looks at it once more
+	all, err := c.PromoteMember(ctx, r.ID, token)
 	if err != nil {
 		return nil, err
 	}

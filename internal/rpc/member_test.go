@@ -232,7 +232,7 @@ func (m *member) UpdateMember(_ context.Context, id uint64, urls []string) ([]*p
 	return m.change(change{what: "update", id: id, urls: urls})
 }
 
-func (m *member) PromoteMember(_ context.Context, id uint64) ([]*pb.Member, error) {
+func (m *member) PromoteMember(_ context.Context, id uint64, _ string) ([]*pb.Member, error) {
 	return m.change(change{what: "promote", id: id})
 }
 

@@ -50,7 +50,7 @@ func (w *world) promote(m *member) {
 	}
 	id := w.oneOf(w.check.learners)
 	w.change(m, func(ctx context.Context, n *node.Node) (membership.ID, error) {
-		_, err := n.PromoteMember(ctx, uint64(id))
+		_, err := n.PromoteMember(ctx, uint64(id), "")
 		return id, err
 	}, nil)
 }

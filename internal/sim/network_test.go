@@ -461,9 +461,9 @@ func (a asker) Versions(ctx context.Context, urls []string) (server, cluster str
 	return server, cluster, err
 }
 
-func (a asker) Promote(ctx context.Context, urls []string, id membership.ID) (ms []membership.Member, err error) {
+func (a asker) Promote(ctx context.Context, urls []string, id membership.ID, token string) (ms []membership.Member, err error) {
 	err = a.ask(ctx, urls, func(h peer.Handler) (err error) {
-		ms, err = h.Promote(ctx, id)
+		ms, err = h.Promote(ctx, id, token)
 		return err
 	})
 	return ms, err
