@@ -149,7 +149,6 @@ func (l *Lessor) detachLocked(s slot, key string) {
 	}
 }
 
-// toBytes copies keys into one piece of memory.
 // Keys are the keys that hang on lease id, in order; none if there is no such lease.
 func (l *Lessor) Keys(id kv.LeaseID) [][]byte {
 	l.mu.Lock()
@@ -161,6 +160,7 @@ func (l *Lessor) Keys(id kv.LeaseID) [][]byte {
 	return toBytes(l.keysLocked(s))
 }
 
+// toBytes copies keys into one piece of memory.
 func toBytes(keys []string) [][]byte {
 	if len(keys) == 0 {
 		return nil
