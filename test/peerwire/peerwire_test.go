@@ -134,7 +134,7 @@ func (o ours) IsRemoved(id membership.ID) bool         { return o.isRemoved(uint
 func (o ours) Members() []membership.Member            { return nil }
 func (o ours) Versions() (cluster, storage string)     { return "", "" }
 
-func (o ours) Promote(context.Context, membership.ID) ([]membership.Member, error) {
+func (o ours) Promote(context.Context, membership.ID, string) ([]membership.Member, error) {
 	return nil, kv.ErrNotLeader
 }
 func (o ours) RenewLease(context.Context, kv.LeaseID) (int64, error) { return 0, kv.ErrNotLeader }
