@@ -106,10 +106,18 @@ func (e *end) Add(id membership.ID, _ []string) {
 
 func (e *end) Update(id membership.ID, urls []string) {}
 
+// Remove ends the connection to a member, which tries to connect again.
 func (e *end) Remove(id membership.ID) {
 	e.net.mu.Lock()
-	defer e.net.mu.Unlock()
+	known := e.peers[id]
 	delete(e.peers, id)
+	e.net.mu.Unlock()
+	if known {
+		e.net.w.post(e.member.i, func() {
+			e.net.breakOff(e.self, id)
+			e.net.connect(e.self, id)
+		})
+	}
 }
 
 func (e *end) IsQuorate(id membership.ID) bool {
