@@ -21,8 +21,9 @@ type Mem struct {
 	// Hook, if not nil, is called before every operation that changes or syncs
 	// something, without any lock held. If it returns an error, the operation fails with
 	// it and changes nothing; but what a failed sync was to make durable is lost in a
-	// crash even if a later sync succeeds, as on Linux. A hook may also wait. It is set
-	// before the file system is used.
+	// crash even if a later sync succeeds, as on Linux: of those who have the file open,
+	// each hears of the failure once. A hook may also wait. It is set before the file
+	// system is used.
 	Hook func(Op) error
 
 	mu       sync.Mutex
@@ -54,6 +55,9 @@ type node struct {
 	durableData []byte
 	pendingData []dataOp
 	locked      bool
+
+	failures int   // syncs that failed
+	failure  error // of the last of them
 }
 
 type dirOp struct {
@@ -224,7 +228,7 @@ func (m *Mem) Open(name string) (File, error) {
 	if n.dir != nil {
 		return nil, &fs.PathError{Op: "open", Path: name, Err: syscall.EISDIR}
 	}
-	return &memFile{m: m, n: n, name: name}, nil
+	return &memFile{m: m, n: n, name: name, heard: n.failures}, nil
 }
 
 // Create implements FS.
@@ -249,7 +253,7 @@ func (m *Mem) Create(name string) (File, error) {
 		m.used -= int64(len(n.data))
 		n.write(dataOp{truncate: true})
 	}
-	return &memFile{m: m, n: n, name: name}, nil
+	return &memFile{m: m, n: n, name: name, heard: n.failures}, nil
 }
 
 // Mkdir implements FS.
@@ -371,6 +375,7 @@ type memFile struct {
 	name   string
 	closed bool
 	holds  bool // the lock
+	heard  int  // of so many failures
 }
 
 func (f *memFile) check(op string) error {
@@ -451,6 +456,12 @@ func (f *memFile) Sync() error {
 	}
 	// After an error the data is no longer dirty: nobody will write it again.
 	f.n.pendingData = nil
+	if err != nil {
+		f.n.failures, f.n.failure = f.n.failures+1, err
+	} else if f.heard < f.n.failures {
+		err = f.n.failure
+	}
+	f.heard = f.n.failures
 	return err
 }
 

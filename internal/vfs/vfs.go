@@ -43,7 +43,9 @@ type File interface {
 	// Truncate changes the size; what is added reads as zeros.
 	Truncate(size int64) error
 	// Sync makes data and size survive a crash. After an error nobody knows what of
-	// the data did; a later success does not make up for it.
+	// the data did; a later success does not make up for it. A failure is told once to
+	// each who has the file open, whoever of them wrote the data: who must hear of every
+	// failure shares a File with nobody else that calls Sync.
 	Sync() error
 	// Lock takes the file for this open file alone, until it is closed; ErrLocked if
 	// another has it, in this process or any other.

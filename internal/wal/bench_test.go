@@ -20,6 +20,10 @@ func (n nullFS) Create(name string) (vfs.File, error) {
 	f, err := n.FS.Create(name)
 	return nullFile{f}, err
 }
+func (n nullFS) Open(name string) (vfs.File, error) {
+	f, err := n.FS.Open(name)
+	return nullFile{f}, err
+}
 func (nullFile) WriteAt(b []byte, off int64) (int, error) { return len(b), nil }
 func (nullFile) Sync() error                              { return nil }
 

@@ -178,6 +178,46 @@ func TestFailuresAreFinal(t *testing.T) {
 	}
 }
 
+// A failure to write back a record may come to light in the preparer's sync of the same
+// file. The append hears of it all the same.
+func TestPreparersSyncHidesNoFailure(t *testing.T) {
+	m := vfs.NewMem()
+	var armed atomic.Bool
+	var once sync.Once
+	filling, written, told := make(chan struct{}), make(chan struct{}), make(chan struct{})
+	m.Hook = func(op vfs.Op) (err error) {
+		if !armed.Load() || op.Kind != "sync" || !strings.HasSuffix(op.Name, segmentSuffix) {
+			return nil
+		}
+		preparing := false
+		once.Do(func() { preparing = true })
+		if !preparing { // the append, whose record is written by now
+			close(written)
+			<-told
+			armed.Store(false)
+			return nil
+		}
+		close(filling)
+		<-written
+		return syscall.EIO
+	}
+	l := memLog(t, m, Options{SegmentBytes: 2 * atOnce, OnFull: func(err error) {
+		if err != nil {
+			close(told)
+		}
+	}})
+	armed.Store(true)
+	<-filling
+	if err := l.Append(entries(1, 3, 1, 100), hard(1, 1, 0), true); !errors.Is(err, syscall.EIO) {
+		after := m.Crash(1)
+		_, rec, oerr := Open("d/wal", 0, Options{FS: after})
+		t.Errorf("append: %v; after a crash: %+v, %v", err, rec, oerr)
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // The log writer, the preparer, Room and Release run side by side. Segments are small,
 // so that they follow each other fast.
 func TestConcurrentUse(t *testing.T) {

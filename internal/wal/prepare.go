@@ -16,7 +16,9 @@ import (
 // on disk: its sync touches no metadata, and it never finds the disk full.
 //
 // The goroutine of run does all that. It and the log writer never write to the same
-// part of a file: the one writes at filled and above, the other below.
+// part of a file: the one writes at filled and above, the other below. Each has the file
+// open for itself: a system tells a failure to write data back once to each open file, to
+// whoever syncs first, and one that concerns a record must not be taken for the zeros'.
 type preparer struct {
 	fs      vfs.FS
 	dir     string
@@ -29,8 +31,9 @@ type preparer struct {
 	mu   sync.Mutex
 	cond *sync.Cond // what is below has changed
 	tail space
-	next space // f is nil while there is none
-	used int64 // of the tail, by records
+	next space      // f is nil while there is none
+	old  []vfs.File // zeros of tails gone by
+	used int64      // of the tail, by records
 	// waiting is the space without more of which an append cannot go on, nil if none.
 	waiting *space
 	closed  bool  // nobody may wait any more
@@ -39,7 +42,8 @@ type preparer struct {
 
 // space is a file of which the first filled bytes have their place on disk.
 type space struct {
-	f      vfs.File
+	f      vfs.File // for records; it holds the lock
+	zeros  vfs.File // the same file, for run alone
 	filled int64
 	target int64 // up to where it is to be filled
 }
@@ -75,16 +79,25 @@ func (p *preparer) close() error {
 	<-p.stopped
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	err := closeFiles(append(p.old, p.tail.zeros))
 	if p.next.f == nil {
-		return nil
+		return err
 	}
-	err := p.next.f.Close()
+	err = errors.Join(err, closeFiles([]vfs.File{p.next.zeros, p.next.f}))
 	p.next = space{}
 	rerr := p.fs.Remove(filepath.Join(p.dir, preparedName))
 	if errors.Is(rerr, fs.ErrNotExist) {
 		rerr = nil // it had got its name when the log broke
 	}
 	return errors.Join(err, rerr)
+}
+
+func closeFiles(files []vfs.File) error {
+	var errs []error
+	for _, f := range files {
+		errs = append(errs, f.Close())
+	}
+	return errors.Join(errs...)
 }
 
 func (p *preparer) run() {
@@ -144,15 +157,25 @@ func (p *preparer) step() (time.Duration, error) {
 	if p.waiting == &p.next || s.filled >= s.target {
 		s = p.next
 	}
+	old := p.old
+	p.old = nil
 	p.mu.Unlock()
 
+	if err := closeFiles(old); err != nil {
+		return 0, fmt.Errorf("seal log segment: %w", err)
+	}
 	if s.f == nil {
-		f, err := createLocked(p.fs, filepath.Join(p.dir, preparedName))
+		name := filepath.Join(p.dir, preparedName)
+		f, err := createLocked(p.fs, name)
 		if err != nil {
 			return 0, err
 		}
+		zeros, err := p.fs.Open(name)
+		if err != nil {
+			return 0, errors.Join(fmt.Errorf("prepare log segment: %w", err), f.Close())
+		}
 		p.mu.Lock()
-		p.next = space{f: f, target: max(p.bytes, p.next.target)}
+		p.next = space{f: f, zeros: zeros, target: max(p.bytes, p.next.target)}
 		p.mu.Unlock()
 		return 0, nil
 	}
@@ -160,7 +183,7 @@ func (p *preparer) step() (time.Duration, error) {
 	if n <= 0 {
 		return forever, nil
 	}
-	if err := fill(s.f, s.filled, n); err != nil {
+	if err := fill(s.zeros, s.filled, n); err != nil {
 		return 0, fmt.Errorf("prepare log segment: %w", err)
 	}
 	return p.filled(s.f, s.filled+n), nil
@@ -267,6 +290,7 @@ func (p *preparer) advance(off int64, newTail bool) {
 	p.mu.Lock()
 	p.used = off
 	if newTail {
+		p.old = append(p.old, p.tail.zeros)
 		p.tail, p.next = p.next, space{}
 	}
 	p.mu.Unlock()

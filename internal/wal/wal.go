@@ -145,7 +145,11 @@ func Create(dir string, md Metadata, opts Options) (*Log, error) {
 	if err := l.createIn(tmp, f, filled); err != nil {
 		return fail(errors.Join(err, f.Close()))
 	}
-	l.start([]*segment{seg}, space{f: f, filled: filled, target: l.opts.SegmentBytes})
+	zeros, err := l.fs.Open(filepath.Join(l.dir, seg.name))
+	if err != nil {
+		return fail(errors.Join(err, f.Close()))
+	}
+	l.start([]*segment{seg}, space{f: f, zeros: zeros, filled: filled, target: l.opts.SegmentBytes})
 	return l, nil
 }
 
@@ -286,8 +290,12 @@ func (l *Log) cut(s *segment, end int64) (space, error) {
 	if err != nil {
 		return fail(err)
 	}
+	zeros, err := l.fs.Open(filepath.Join(l.dir, s.name))
+	if err != nil {
+		return fail(err)
+	}
 	// A segment of another size than ours stays at least as long as it is.
-	return space{f: s.f, filled: max(filled, l.off), target: max(l.opts.SegmentBytes, l.off)}, nil
+	return space{f: s.f, zeros: zeros, filled: max(filled, l.off), target: max(l.opts.SegmentBytes, l.off)}, nil
 }
 
 // Append writes entries and, if not nil, the hard state, in this order, and returns once
