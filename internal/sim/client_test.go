@@ -38,6 +38,7 @@ type op struct {
 	expect string // that swap compares with; "": no key
 	lease  int64
 	rev    int64 // to compact to
+	wait   bool  // until the space is given back
 
 	on       *member
 	alive    func() bool   // the run of the member that was asked
@@ -158,7 +159,7 @@ func (c *client) choose() *op {
 	case x < 82:
 		o.kind = del
 	case x < 84 && w.check.rev > 20:
-		o.kind, o.rev = compact, w.check.rev-w.rnd.Int64N(20)
+		o.kind, o.rev, o.wait = compact, w.check.rev-w.rnd.Int64N(20), w.rnd.IntN(2) == 0
 	case c.lease == 0:
 		o.kind, o.ttl, o.lease = grant, 1+w.rnd.Int64N(2), int64(1000*(c.i+1)+c.count)
 	case x < 87:
@@ -273,7 +274,7 @@ func (o *op) run(ctx context.Context, n *node.Node) error {
 	case revoke:
 		return o.propose(ctx, n, wire.FieldLeaseRevoke, &pb.LeaseRevokeRequest{ID: o.lease}, &pb.LeaseRevokeResponse{})
 	case compact:
-		return o.propose(ctx, n, wire.FieldCompact, &pb.CompactionRequest{Revision: o.rev}, &pb.CompactionResponse{})
+		return o.propose(ctx, n, wire.FieldCompact, &pb.CompactionRequest{Revision: o.rev, Physical: o.wait}, &pb.CompactionResponse{})
 	}
 	panic("unknown kind of request")
 }
@@ -293,6 +294,13 @@ func (o *op) propose(ctx context.Context, n *node.Node, field wire.Field, req, r
 	}
 	if o.at = res.Rev; res.Err != nil {
 		return res.Err
+	}
+	if res.Done != nil {
+		select {
+		case <-res.Done:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	return proto.Unmarshal(res.Body, resp)
 }

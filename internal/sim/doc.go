@@ -46,7 +46,8 @@
 //     full disk, or the request's time was over.
 //   - A change of the membership that was acknowledged is committed; members that were
 //     removed stop, and no others do.
-//   - Watchers see each event of their keys once, in order, and all of them in the end.
+//   - Watchers see each event of their keys once, in order, and all of them in the end, and
+//     are not told of progress beyond what they have seen.
 //   - No lease ends before the time that its client was told.
 //   - When the faults are over the cluster serves again, and all members become equal.
 //

@@ -26,6 +26,7 @@ type plant struct {
 	otherState  bool // a member changes its state by itself
 	lostEvents  bool // watchers lose a response now and then
 	twiceEvents bool // watchers get a response twice now and then
+	soonDone    bool // watchers are told that they have got more than they have
 	tamper      func(m *raftpb.Message) []*raftpb.Message
 }
 
@@ -39,6 +40,9 @@ func (p *plant) tampered(m *raftpb.Message) []*raftpb.Message {
 // delivered is what a watcher gets to see of what has come.
 func (p *plant) delivered(got []*pb.WatchResponse) []*pb.WatchResponse {
 	for i, r := range got {
+		if p.soonDone && len(r.Events) == 0 && !r.Created {
+			r.Header.Revision++
+		}
 		if len(r.Events) == 0 || r.Header.Revision%5 != 0 {
 			continue
 		}
@@ -157,6 +161,7 @@ func TestPlantedFaults(t *testing.T) {
 		{"etcd taken for quorate", plant{unknownEtcd: true}, "was applied 2 times"},
 		{"events lost", plant{lostEvents: true}, "watcher"},
 		{"events twice", plant{twiceEvents: true}, "watcher"},
+		{"progress too soon", plant{soonDone: true}, "that it has got everything"},
 	}
 	const seedsMax = 100
 	for _, tt := range tests {

@@ -22,10 +22,12 @@ type watcher struct {
 	span kv.Span
 	next int64 // revision that it wants
 	last int64 // revision of the last event
+	told int64 // up to where it was told that it has got everything
 	pos  int   // in the checker's changes
 	on   *member
 	end  context.CancelFunc
 	live func() bool // the run of the member that it is at
+	ask  func()      // for progress, there
 
 	mu  sync.Mutex
 	got []*pb.WatchResponse
@@ -59,6 +61,7 @@ func (l *watcher) open() {
 	l.end, l.live, l.on = cancel, m.alive(), m
 	s := m.n.Watch().Stream()
 	s.Create(watch.Create{Span: l.span, Start: l.next})
+	l.told, l.ask = 0, s.Progress
 	go func() {
 		defer s.Close()
 		for {
@@ -109,10 +112,36 @@ func (l *watcher) poll() {
 		for _, e := range r.Events {
 			l.take(e)
 		}
+		if len(r.Events) == 0 && !r.Created {
+			l.progress(r.Header.Revision)
+		}
 	}
-	if l.live != nil && !w.calm && w.rnd.IntN(2000) == 0 {
+	switch {
+	case w.calm:
+	case w.rnd.IntN(2000) == 0:
 		l.reopen()
+	case w.rnd.IntN(100) == 0:
+		l.askProgress()
 	}
+}
+
+// askProgress asks the member up to which revision the watcher has got everything.
+func (l *watcher) askProgress() {
+	if l.live != nil {
+		l.w.later(0, func() { go l.ask() }) // by itself, in no race with what happens now
+	}
+}
+
+// progress compares the answer with the changes that the watcher has to see.
+func (l *watcher) progress(rev int64) {
+	l.w.note("progress", uint64(l.i), uint64(rev))
+	if want := l.expected(); want != nil && want.rev <= rev {
+		l.w.fail("watcher %d was told that it has got everything up to %d, and lacks %+v", l.i, rev, *want)
+	}
+	if rev < l.told {
+		l.w.fail("watcher %d was told of progress to %d after %d", l.i, rev, l.told)
+	}
+	l.told = rev
 }
 
 func (l *watcher) reopen() {
@@ -158,6 +187,9 @@ func (l *watcher) take(e *mvccpb.Event) {
 	if want == nil || *want != got {
 		w.fail("watcher %d got %+v, want %+v", l.i, got, want)
 		return
+	}
+	if got.rev <= l.told {
+		w.fail("watcher %d got %+v after it was told that it has got everything up to %d", l.i, got, l.told)
 	}
 	l.pos++
 	l.last = got.rev

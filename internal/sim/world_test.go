@@ -36,6 +36,7 @@ type plan struct {
 
 	snapshotCount  uint64
 	catchUpEntries int
+	catchUpTicks   int
 	segmentBytes   int64
 
 	only   []string      // names of the faults that there are; nil: all
@@ -88,6 +89,9 @@ func draw(seed uint64) plan {
 	}
 	if r.IntN(6) == 0 {
 		p.etcd = r.IntN(p.members)
+	}
+	if r.IntN(3) == 0 {
+		p.catchUpTicks = r.IntN(20 * p.elections)
 	}
 	return p
 }
@@ -333,6 +337,10 @@ func (w *world) settled() bool {
 		if !l.caughtUp() {
 			return false
 		}
+		if l.told < w.check.rev {
+			l.askProgress() // and it is to be answered
+			return false
+		}
 	}
 	return true
 }
@@ -355,6 +363,8 @@ func (w *world) describe() string {
 	for _, l := range w.looks {
 		if !l.caughtUp() {
 			fmt.Fprintf(&b, "watcher %d is at %d of %d; ", l.i, l.next, w.check.rev)
+		} else if l.told < w.check.rev {
+			fmt.Fprintf(&b, "watcher %d was told of progress to %d of %d; ", l.i, l.told, w.check.rev)
 		}
 	}
 	return b.String()
