@@ -175,6 +175,81 @@ func TestSnapshotFromLeader(t *testing.T) {
 	}
 }
 
+// Released segments take nothing with them that a start needs: not the term and vote, not
+// the mark itself, not the entries after it.
+func TestReleaseLeavesWhatAStartNeeds(t *testing.T) {
+	opts := Options{FS: vfs.NewMem(), SegmentBytes: 2000}
+	if err := opts.FS.Mkdir("d"); err != nil {
+		t.Fatal(err)
+	}
+	l, err := Create("d/wal", testMetadata, opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Append(entries(1, 3, 5, 100), hard(5, 2, 3), true); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.SaveSnapshot(Snapshot{Index: 3, Term: 5, ConfState: &raftpb.ConfState{Voters: []uint64{2}}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	// The next segment begins right after the mark, which is in the one before.
+	if err := l.Append(entries(4, 5, 5, 900), nil, true); err != nil {
+		t.Fatal(err)
+	}
+	if first := l.tail.first; first != 4 {
+		t.Fatalf("the tail begins with entry %d", first)
+	}
+	reopen := func(mark, from, to uint64) {
+		t.Helper()
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		var rec *Recovered
+		if l, rec, err = Open("d/wal", to, opts); err != nil {
+			t.Fatal(err)
+		}
+		if rec.Snapshot.Index != mark || rec.HardState.GetTerm() != 5 || rec.HardState.GetVote() != 2 {
+			t.Fatalf("%+v", rec)
+		}
+		var want []*raftpb.Entry
+		if from <= to {
+			want = entries(from, to, 5, 900)
+		}
+		sameEntries(t, rec.Entries, want)
+	}
+	if err := l.Release(3); err != nil {
+		t.Fatal(err)
+	}
+	reopen(3, 4, 5)
+
+	// What is above the newest mark stays, whoever asks for it to go.
+	if err := l.Append(entries(6, 9, 5, 900), nil, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Release(9); err != nil {
+		t.Fatal(err)
+	}
+	reopen(3, 4, 9)
+
+	// The term and vote of the first segment outlive it, though neither changes.
+	if err := l.Append(nil, hard(5, 2, 9), true); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.SaveSnapshot(Snapshot{Index: 9, Term: 5, ConfState: &raftpb.ConfState{Voters: []uint64{2}}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Append(entries(10, 12, 5, 900), nil, true); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Release(9); err != nil {
+		t.Fatal(err)
+	}
+	if n := len(l.mu.segments); n > 3 {
+		t.Errorf("%d segments are left", n)
+	}
+	reopen(9, 10, 12)
+}
+
 // The entries that a leader's snapshot replaces may be of later terms than what follows
 // the snapshot, and more of them than it stands for. None may come back.
 func TestSnapshotFromLeaderReplacesWhatWasNeverCommitted(t *testing.T) {
