@@ -340,3 +340,69 @@ func TestLogKeepsWhatItMust(t *testing.T) {
 		t.Errorf("Trim by bytes: first %d, bytes %d", l.first(), l.bytes)
 	}
 }
+
+// A member whose state a snapshot has become has applied what the snapshot stands for: a
+// read that waits for it needs no further entry.
+func TestSnapshotIsApplied(t *testing.T) {
+	c := newGroup(t, 1, 2, 3).cores[3]
+	conf := &raftpb.ConfState{Voters: []uint64{1, 2, 3}, Learners: []uint64{4}}
+	err := c.Step(&raftpb.Message{
+		Type: raftpb.MsgSnap.Enum(), From: new(uint64(1)), To: new(uint64(3)), Term: new(uint64(5)),
+		Snapshot: &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: new(uint64(50)), Term: new(uint64(4)), ConfState: conf}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	rd, _ := c.Ready()
+	if rd.Append == nil || rd.Append.Snapshot.GetMetadata().GetIndex() != 50 {
+		t.Fatalf("to be written: %v", rd.Append)
+	}
+	if hs := HardState(rd.Append); hs.GetTerm() != 5 || hs.GetCommit() != 50 || !MustSync(rd.Append, &raftpb.HardState{}) {
+		t.Errorf("with hard state %v", hs)
+	}
+	for _, m := range rd.Send {
+		if m.GetType() == raftpb.MsgAppResp {
+			t.Errorf("answered before it is installed: %v", m)
+		}
+	}
+	send, err := c.Appended(rd.Append)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(send, func(m *raftpb.Message) bool {
+		return m.GetType() == raftpb.MsgAppResp && m.GetIndex() == 50 && !m.GetReject()
+	}) {
+		t.Errorf("answered with %v", send)
+	}
+	if c.AppliedIndex() != 50 || c.log.first() != 51 || !proto.Equal(c.conf, conf) {
+		t.Errorf("applied %d, log from %d, configuration %v", c.AppliedIndex(), c.log.first(), c.conf)
+	}
+	if term, err := c.log.Term(50); term != 4 || err != nil {
+		t.Errorf("entry 50 is of term %d, %v", term, err)
+	}
+}
+
+// Raft may not answer before a term, a vote or an entry is on disk; a commit index it finds
+// again by itself.
+func TestMustSync(t *testing.T) {
+	state := func(term, vote, commit uint64) *raftpb.Message {
+		return &raftpb.Message{Term: &term, Vote: &vote, Commit: &commit}
+	}
+	prev := HardState(state(5, 2, 10))
+	for _, c := range []struct {
+		name string
+		m    *raftpb.Message
+		want bool
+	}{
+		{"nothing", &raftpb.Message{}, false},
+		{"commit", state(5, 2, 11), false},
+		{"term", state(6, 2, 10), true},
+		{"vote in the same term", state(5, 3, 10), true},
+		{"entry", &raftpb.Message{Entries: batch("x")}, true},
+		{"entry and commit", &raftpb.Message{Term: new(uint64(5)), Vote: new(uint64(2)), Commit: new(uint64(11)), Entries: batch("x")}, true},
+	} {
+		if got := MustSync(c.m, prev); got != c.want {
+			t.Errorf("%s: %v", c.name, got)
+		}
+	}
+}

@@ -166,23 +166,23 @@ func (c *Core) append(entries []*raftpb.Entry) error {
 	if c.Transferring() {
 		return raft.ErrProposalDropped
 	}
-	isChange := func(e *raftpb.Entry) bool { return e.GetType() != raftpb.EntryNormal }
+	isNormal := func(e *raftpb.Entry) bool { return e.GetType() == raftpb.EntryNormal }
+	isChange := func(e *raftpb.Entry) bool { return !isNormal(e) }
+	var changes []*raftpb.Entry
 	if slices.ContainsFunc(entries, isChange) {
 		if len(c.changes) >= changesMax {
 			return raft.ErrProposalDropped
 		}
-		for _, e := range entries {
-			if isChange(e) {
-				c.changes = append(c.changes, e)
-			}
-		}
+		changes = slices.DeleteFunc(slices.Clone(entries), isNormal)
 		entries = slices.DeleteFunc(slices.Clone(entries), isChange)
 	}
+	// What Raft can refuse comes first: a batch is taken whole or not at all.
 	if len(entries) > 0 {
 		if err := c.step(entries); err != nil {
 			return err
 		}
 	}
+	c.changes = append(c.changes, changes...)
 	c.appendChange()
 	return nil
 }
