@@ -175,6 +175,36 @@ func TestSnapshotFromLeader(t *testing.T) {
 	}
 }
 
+// A term or a vote is on disk when Append returns, also if the one changes without the
+// other, and whatever the caller says of syncing.
+func TestTermAndVoteAreDurable(t *testing.T) {
+	m := vfs.NewMem()
+	l := memLog(t, m, Options{})
+	if err := m.SyncDir("."); err != nil {
+		t.Fatal(err)
+	}
+	for i, hs := range []*raftpb.HardState{hard(2, 0, 0), hard(2, 3, 0), hard(3, 3, 0), hard(4, 0, 0), hard(4, 1, 0)} {
+		if err := l.Append(nil, hs, false); err != nil {
+			t.Fatal(err)
+		}
+		for seed := range uint64(5) {
+			after, rec, err := Open("d/wal", 0, Options{FS: m.Crash(seed)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !proto.Equal(rec.HardState, hs) {
+				t.Errorf("step %d: %v after a crash, want %v", i, rec.HardState, hs)
+			}
+			if err := after.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // Released segments take nothing with them that a start needs: not the term and vote, not
 // the mark itself, not the entries after it.
 func TestReleaseLeavesWhatAStartNeeds(t *testing.T) {
