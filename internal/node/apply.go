@@ -97,13 +97,13 @@ func (n *Node) applyBatch(ents []*raftpb.Entry, done *applied) error {
 			if err := proto.Unmarshal(e.Data, &cc); err != nil {
 				return fmt.Errorf("entry %d, a change of the membership: %w", e.GetIndex(), err)
 			}
+			n.memberAt.Store(e.GetIndex())
 			ch, err := n.machine.ApplyConfChange(&cc)
 			if err != nil {
 				n.log.Warn("change of the membership refused", "index", e.GetIndex(), "error", err)
 				cc.NodeId = new(uint64(raft.None))
 			} else {
 				n.log.Info("membership changed", "type", ch.Type.String(), "member", ch.Member.ID.String(), "peer-urls", ch.Member.PeerURLs)
-				n.memberAt.Store(e.GetIndex())
 			}
 			answers = append(answers, answer{cc.GetId(), fsm.Result{Err: err}})
 			done.changes = append(done.changes, change{&cc, ch})

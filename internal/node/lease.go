@@ -28,8 +28,9 @@ func (n *Node) Leases() *lease.Lessor {
 
 // newLessor returns one without leases.
 func (n *Node) newLessor() *lease.Lessor {
-	// The least time that a lease can be kept for: an election and a half.
-	minTTL := (3*n.cfg.electionTimeout()/2 + time.Second - 1) / time.Second
+	// The least time that a lease can be kept for: an election and a half, in whole ticks
+	// as in etcd, for every member of a cluster must give the same.
+	minTTL := (time.Duration(3*n.cfg.ElectionTicks/2)*n.cfg.Tick + time.Second - 1) / time.Second
 	l := lease.New(int64(minTTL))
 	l.OnGrant = func(ttl int64) {
 		n.met.LeasesGranted.Inc()

@@ -16,10 +16,15 @@ import (
 // The .snap file is for etcd up to 3.6, which reads the membership from it; it is written
 // before the mark that stands for it.
 func (n *Node) onFlush(index, term uint64) {
-	if index < n.lastMark.Load()+n.cfg.SnapshotCount || index < n.memberAt.Load() {
+	if index < n.lastMark.Load()+n.cfg.SnapshotCount {
 		return
 	}
+	// The applier may be ahead, but not with a change of the membership: it says so before
+	// it makes one, so that a state without a later change is what it was at index.
 	state := n.cluster.State()
+	if index < n.memberAt.Load() {
+		return
+	}
 	conf := fsm.ConfState(state)
 	begin := time.Now()
 	if err := snapshot.Save(n.cfg.FS, n.cfg.snapDir(), index, term, conf, state); err != nil {

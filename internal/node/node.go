@@ -169,7 +169,7 @@ type Node struct {
 	leading   atomic.Bool // consensus.Core.Leads; the leases were told
 	alone     atomic.Bool // consensus.Core.Alone
 	learner   atomic.Bool
-	memberAt  atomic.Uint64 // last entry that changed the membership
+	memberAt  atomic.Uint64 // last entry that changed the membership, or is about to
 
 	leasesLoaded chan struct{}
 	logFull      atomic.Bool // no more segments can be prepared

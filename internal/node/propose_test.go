@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"quorate/internal/consensus"
 	"quorate/internal/fsm"
 	"quorate/internal/kv"
 )
@@ -44,6 +45,34 @@ func TestBatchTakesWhatFitsInOrder(t *testing.T) {
 	}
 	if got := ps.batch(0); got != nil {
 		t.Errorf("batch of nothing: %v", ids(got))
+	}
+}
+
+// A proposal that makes sense in one term is handed on in that term, by the member that
+// leads it, or not at all: not by a follower, not in a later term that the member leads
+// again, and not once more after it was lost.
+func TestProposalOfOneTermIsMadeInNoOther(t *testing.T) {
+	for leads, made := range map[uint64]bool{0: false, 4: false, 5: true, 7: false} {
+		ps := newProposals()
+		p := newProposal(1, 10)
+		p.only = 5
+		if err := ps.add(p, plenty); err != nil {
+			t.Fatal(err)
+		}
+		if got := len(ps.batch(leads)) == 1; got != made {
+			t.Errorf("the leader of term %d makes a proposal of term 5: %v", leads, got)
+		}
+		if made {
+			ps.handed([]queued{{id: 1}}, consensus.Handed{Term: 5}, time.Unix(101, 0))
+			ps.reclaim(5)
+			if p.err != nil || ps.count() != 1 {
+				t.Errorf("given up in its own term: %v", p.err)
+			}
+			ps.reclaim(6)
+		}
+		if len(ps.batch(leads)) != 0 || ps.count() != 0 || !errors.Is(p.err, kv.ErrLeaderChanged) {
+			t.Errorf("leader of term %d: %d proposals wait, answered with %v", leads, ps.count(), p.err)
+		}
 	}
 }
 
