@@ -125,6 +125,10 @@ func (l *watcher) poll() {
 	}
 }
 
+// unaware reports whether the watcher may be told that it has got more than it knows. One
+// that starts after the last revision is told nothing.
+func (l *watcher) unaware() bool { return l.told < l.w.check.rev && l.next <= l.w.check.rev }
+
 // askProgress asks the member up to which revision the watcher has got everything.
 func (l *watcher) askProgress() {
 	if l.live != nil {

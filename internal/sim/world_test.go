@@ -337,7 +337,7 @@ func (w *world) settled() bool {
 		if !l.caughtUp() {
 			return false
 		}
-		if l.told < w.check.rev {
+		if l.unaware() {
 			l.askProgress() // and it is to be answered
 			return false
 		}
@@ -363,7 +363,7 @@ func (w *world) describe() string {
 	for _, l := range w.looks {
 		if !l.caughtUp() {
 			fmt.Fprintf(&b, "watcher %d is at %d of %d; ", l.i, l.next, w.check.rev)
-		} else if l.told < w.check.rev {
+		} else if l.unaware() {
 			fmt.Fprintf(&b, "watcher %d was told of progress to %d of %d; ", l.i, l.told, w.check.rev)
 		}
 	}
