@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -152,7 +153,9 @@ func (n *Node) open() (err error) {
 		err = fmt.Errorf("%w: %s holds entries up to %d, but there is no log in %s; restore the log that was written with it, or restore a snapshot into an empty directory",
 			ErrMismatch, cfg.dbPath(), applied, cfg.walDir())
 	default:
-		found, err = n.found()
+		if found, err = n.found(); err == nil {
+			err = cfg.syncAbove()
+		}
 		if err == nil {
 			n.wal, err = wal.Create(cfg.walDir(), found.Metadata, walOptions)
 		}
@@ -188,6 +191,18 @@ func (n *Node) open() (err error) {
 	}
 	leases := n.store.Bucket("lease")
 	n.background.Go(func() { n.loadLeases(leases, leased) })
+	return nil
+}
+
+// syncAbove makes the data directory itself outlive a crash. What is in member is synced
+// by whoever puts it there.
+func (c *Config) syncAbove() error {
+	for _, dir := range []string{c.DataDir, filepath.Dir(filepath.Clean(c.DataDir))} {
+		// Where the data directory is given, the one above may be closed to the member.
+		if err := c.FS.SyncDir(dir); err != nil && !errors.Is(err, fs.ErrPermission) {
+			return fmt.Errorf("make the data directory durable: %w", err)
+		}
+	}
 	return nil
 }
 

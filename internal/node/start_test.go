@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 
 	"quorate/internal/fsm"
@@ -189,6 +190,36 @@ func TestMarkWaitsForTheMembership(t *testing.T) {
 		n.onFlush(index, 1)
 		if got := len(n.appends.take()); got != want {
 			t.Errorf("%d marks at entry %d, want %d", got, index, want)
+		}
+	}
+}
+
+// syncedFS remembers which directories were synced.
+type syncedFS struct {
+	vfs.FS
+	mu   sync.Mutex
+	dirs map[string]bool
+}
+
+func (s *syncedFS) SyncDir(dir string) error {
+	s.mu.Lock()
+	s.dirs[filepath.Clean(dir)] = true
+	s.mu.Unlock()
+	return s.FS.SyncDir(dir)
+}
+
+// TestNewDirectoryIsDurable: what a new member acknowledges is not lost with a directory
+// above it.
+func TestNewDirectoryIsDurable(t *testing.T) {
+	cfg := testConfig(filepath.Join(t.TempDir(), "data"))
+	disk := &syncedFS{FS: vfs.OS(), dirs: make(map[string]bool)}
+	cfg.FS = disk
+	run(t, cfg)
+	disk.mu.Lock()
+	defer disk.mu.Unlock()
+	for _, dir := range []string{cfg.memberDir(), cfg.DataDir, filepath.Dir(cfg.DataDir)} {
+		if !disk.dirs[dir] {
+			t.Errorf("%s was not synced", dir)
 		}
 	}
 }
