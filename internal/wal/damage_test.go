@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"math/rand/v2"
+	"path/filepath"
 	"testing"
 
 	"quorate/internal/vfs"
@@ -94,7 +95,7 @@ func (w written) open(t testing.TB, name string, content []byte, synced uint64) 
 		}
 	}
 	m.Hook = func(op vfs.Op) error {
-		if op.Kind == "write" && op.Offset >= int64(len(content)) {
+		if op.Kind == "write" && op.Offset >= int64(max(len(content), len(w.files[filepath.Base(op.Name)]))) {
 			return errors.New("this test needs no more space")
 		}
 		return nil

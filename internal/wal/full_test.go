@@ -14,6 +14,7 @@ import (
 	"quorate/internal/vfs"
 
 	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
 )
 
 func memLog(t *testing.T, m *vfs.Mem, opts Options) *Log {
@@ -175,6 +176,59 @@ func TestFailuresAreFinal(t *testing.T) {
 				t.Fatal(err)
 			}
 		})
+	}
+}
+
+// What a log holds after a sync has failed may be in memory alone, and the system takes it
+// for written. A start that goes on from there puts it on the disk first.
+func TestOpenAfterAFailedSyncMakesDurable(t *testing.T) {
+	for _, size := range []int{100, 3 << 20} {
+		m := vfs.NewMem()
+		var fail atomic.Bool
+		m.Hook = func(op vfs.Op) error {
+			if fail.Load() && op.Kind == "sync" {
+				return syscall.EIO
+			}
+			return nil
+		}
+		l := memLog(t, m, Options{})
+		if err := errors.Join(m.SyncDir("."), l.Append(entries(1, 3, 1, 100), hard(1, 1, 0), true)); err != nil {
+			t.Fatal(err)
+		}
+		for l.Room() < 10<<20 {
+			time.Sleep(time.Millisecond)
+		}
+		fail.Store(true)
+		want := entries(1, 3, 1, 100)
+		want = append(want, entries(4, 6, 2, size)...)
+		if err := l.Append(want[3:], hard(2, 1, 0), true); !errors.Is(err, syscall.EIO) {
+			t.Fatal(err)
+		}
+		fail.Store(false)
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		l, rec, err := Open("d/wal", 3, Options{FS: m})
+		if err != nil {
+			t.Fatal(err)
+		}
+		sameEntries(t, rec.Entries, want)
+		for seed := range uint64(5) {
+			after, rec, err := Open("d/wal", 6, Options{FS: m.Crash(seed)})
+			if err != nil {
+				t.Fatal(err)
+			}
+			sameEntries(t, rec.Entries, want)
+			if !proto.Equal(rec.HardState, hard(2, 1, 6)) {
+				t.Errorf("hard state %v", rec.HardState)
+			}
+			if err := after.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 

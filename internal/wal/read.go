@@ -157,6 +157,7 @@ func (r *reader) damage(off int64, format string, args ...any) error {
 type chain struct {
 	sum     uint32
 	started bool
+	synced  int64 // of the segment being read, was on disk before more was written
 }
 
 // scan calls see for every record of the segment, in order, with its offset, and returns
@@ -165,6 +166,7 @@ type chain struct {
 // nothing.
 func (r *reader) scan(c *chain, last bool, see func(rec record, off int64) error) (off, end int64, err error) {
 	g := group{end: -1}
+	c.synced = 0
 	for {
 		if off == g.end && !g.whole {
 			return 0, 0, r.damage(g.at, "the write of %d bytes there is not what was written", g.end-g.at)
@@ -220,6 +222,7 @@ func (r *reader) link(c *chain, g *group, off, length int64, rec record) (*bad, 
 	// If another group begins inside one that is not whole, that one was torn, and its
 	// end was cut off then.
 	var err error
+	c.synced = off
 	*g, err = r.group(off, length, rec)
 	if err == nil && off == 0 && !g.whole {
 		return nil, r.damage(0, "the first write of the segment is not what was written")

@@ -114,8 +114,16 @@ func copyFile(fsys vfs.FS, f vfs.File, n int64, to string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, w.Close()) }()
-	r := reader{f: f, name: to, size: n}
-	for off := int64(0); off < n; off += readBytes {
+	if err := copyBytes(w, f, 0, n, to); err != nil {
+		return err
+	}
+	return w.Sync()
+}
+
+// copyBytes copies the bytes from off to end of f, which has a name, to the same place in w.
+func copyBytes(w, f vfs.File, off, end int64, name string) error {
+	r := reader{f: f, name: name, size: end}
+	for ; off < end; off += readBytes {
 		b, err := r.at(off, readBytes)
 		if err != nil {
 			return err
@@ -124,5 +132,5 @@ func copyFile(fsys vfs.FS, f vfs.File, n int64, to string) (err error) {
 			return err
 		}
 	}
-	return w.Sync()
+	return nil
 }

@@ -260,14 +260,16 @@ func (l *Log) recover(segs []*segment, synced uint64) (*Recovered, space, error)
 	l.state = p.state
 	l.mu.mark = rec.Snapshot.Index
 	rec.Cut = end - l.off
-	tail, err := l.cut(segs[len(segs)-1], end)
+	tail, err := l.cut(segs[len(segs)-1], c.synced, end)
 	return rec, tail, err
 }
 
 // cut removes what lies between l.off and end from the tail, if there is anything; the
-// file as it was is kept beside it. And it makes durable what is before: a process that
-// crashed may have left it in memory only.
-func (l *Log) cut(s *segment, end int64) (space, error) {
+// file as it was is kept beside it. And it makes durable what is between synced and l.off:
+// a process that crashed may have left it in memory only. It is written once more, for the
+// process may have crashed because the disk failed; then the system takes what is in memory
+// for written, and a sync alone would do nothing.
+func (l *Log) cut(s *segment, synced, end int64) (space, error) {
 	fail := func(err error) (space, error) { return space{}, fmt.Errorf("repair log: %w", err) }
 	if end > l.off {
 		if err := copyFile(l.fs, s.f, end, filepath.Join(l.dir, s.name+brokenSuffix)); err != nil {
@@ -276,6 +278,9 @@ func (l *Log) cut(s *segment, end int64) (space, error) {
 		if err := s.f.Truncate(l.off); err != nil {
 			return fail(err)
 		}
+	}
+	if err := copyBytes(s.f, s.f, synced, l.off, s.name); err != nil {
+		return fail(err)
 	}
 	if err := s.f.Sync(); err != nil {
 		return fail(err)
