@@ -421,7 +421,10 @@ func (c *Cluster) Lead(ctx context.Context, m *Member) error {
 		if err != nil {
 			return err
 		}
-		_, err = pb.NewMaintenanceClient(conn).MoveLeader(ctx, &pb.MoveLeaderRequest{TargetID: s.Header.MemberId})
+		// An etcd whose transfer was given up waits for it for as long as it is asked to.
+		attempt, cancel := context.WithTimeout(ctx, 3*time.Second)
+		_, err = pb.NewMaintenanceClient(conn).MoveLeader(attempt, &pb.MoveLeaderRequest{TargetID: s.Header.MemberId})
+		cancel()
 		// A leader that has changed meanwhile, or cannot hand over yet, is asked again.
 		if err != nil && ctx.Err() != nil {
 			return fmt.Errorf("move the leader: %w", err)
