@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -36,7 +37,7 @@ func newDialer(localAddr string, timeout time.Duration, tls func() *tls.Config) 
 
 // secure makes a connection with TLS.
 func (d *dialer) secure(ctx context.Context, network, address string) (net.Conn, error) {
-	raw, err := d.net.DialContext(ctx, network, address)
+	raw, err := d.connect(ctx, network, address)
 	if err != nil {
 		return nil, err
 	}
@@ -65,12 +66,55 @@ func (d *dialer) secure(ctx context.Context, network, address string) (net.Conn,
 	return conn, nil
 }
 
+// dialEvery is between the first and further attempts to make the same connection.
+const dialEvery = 300 * time.Millisecond
+
+// connect makes a connection without TLS. It does not rely on TCP's repeating of a first
+// packet that is lost, which it does at ever longer intervals: it makes attempt after
+// attempt, and the first that comes through counts. So a link that comes back is found soon.
+func (d *dialer) connect(ctx context.Context, network, address string) (net.Conn, error) {
+	type attempt struct {
+		conn net.Conn
+		err  error
+	}
+	most := int(d.timeout/dialEvery) + 1
+	attempts := make(chan attempt, most)
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithTimeout(ctx, d.timeout)
+	defer func() {
+		cancel()
+		wg.Wait()
+		close(attempts)
+		for late := range attempts {
+			if late.conn != nil {
+				late.conn.Close() // nothing was said on it
+			}
+		}
+	}()
+	next := time.NewTicker(dialEvery)
+	defer next.Stop()
+	for made := 0; ; {
+		if made < most {
+			made++
+			wg.Go(func() {
+				conn, err := d.net.DialContext(ctx, network, address)
+				attempts <- attempt{conn, err}
+			})
+		}
+		select {
+		case a := <-attempts:
+			return a.conn, a.err
+		case <-next.C:
+		}
+	}
+}
+
 // dial makes a connection to the host of u.
 func (d *dialer) dial(ctx context.Context, u *url.URL) (net.Conn, error) {
 	if u.Scheme == "https" {
 		return d.secure(ctx, "tcp", address(u))
 	}
-	return d.net.DialContext(ctx, "tcp", address(u))
+	return d.connect(ctx, "tcp", address(u))
 }
 
 func address(u *url.URL) string {
@@ -97,7 +141,7 @@ func (d *dialer) transport(stall time.Duration) *http.Transport {
 		}
 	}
 	return &http.Transport{
-		DialContext:         limit(d.net.DialContext),
+		DialContext:         limit(d.connect),
 		DialTLSContext:      limit(d.secure),
 		IdleConnTimeout:     idleMax,
 		MaxIdleConnsPerHost: 2 * pipelineWorkers,
@@ -131,7 +175,7 @@ func joinURLs(urls []string) string { return strings.Join(urls, ",") }
 // two members with the same id would take it from each other without end.
 const (
 	backoffMin = time.Millisecond
-	backoffMax = time.Second
+	backoffMax = 500 * time.Millisecond
 	steady     = time.Second
 )
 
@@ -144,6 +188,7 @@ func (r *remote) read(k kind) {
 	backoff := backoffMin
 	var said time.Time
 	for r.ctx.Err() == nil {
+		tried := time.Now()
 		body, conn, err := r.dialStream(k)
 		begin := time.Now()
 		if err == nil {
@@ -168,12 +213,14 @@ func (r *remote) read(k kind) {
 		case errors.As(err, &n) && n.Timeout():
 			// What is written to a member that has nothing to say does not reach it.
 			r.outboxes[k].breakOff(errSilent)
+		case errors.Is(err, errOutdated) && !r.quorate.Load():
+			r.outboxes[k].reset(r.t.o.ReadTimeout / 2)
 		}
 		if stood > steady {
 			backoff = backoffMin
 			continue
 		}
-		wait := min(backoff/2+rand.N(backoff), backoffMax)
+		wait := min(backoff/2+rand.N(backoff), backoffMax) - begin.Sub(tried)
 		backoff = min(backoff+backoff/2, backoffMax)
 		select {
 		case <-time.After(wait):
@@ -228,16 +275,17 @@ func (r *remote) request(k kind, u *url.URL, conn net.Conn) (io.Reader, error) {
 	}
 	r.t.setHeaders(req.Header)
 	req.Header.Set(headerTo, r.idStr)
-	limited := deadlineConn{Conn: conn, read: r.t.o.ReadTimeout, write: r.t.o.ReadTimeout}
-	if err := req.Write(limited); err != nil {
+	c := &listener{Conn: conn, r: r, u: u, quiet: r.t.o.ReadTimeout / 2, limit: r.t.o.ReadTimeout}
+	if err := req.Write(c); err != nil {
 		return nil, fmt.Errorf("ask for a stream: %w", err)
 	}
-	resp, err := http.ReadResponse(bufio.NewReaderSize(limited, readBuffer), req)
+	resp, err := http.ReadResponse(bufio.NewReaderSize(c, readBuffer), req)
 	if err != nil {
 		return nil, fmt.Errorf("ask for a stream: %w", err)
 	}
 	if resp.StatusCode == http.StatusOK {
 		r.quorate.Store(resp.Header.Get(headerQuorate) != "")
+		c.quiet = r.t.o.quiet(resp)
 		return resp.Body, nil
 	}
 	return nil, refusal(resp)

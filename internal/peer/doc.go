@@ -8,8 +8,9 @@
 // it. Messages on one stream arrive in their order or not at all, except that what
 // carries no entries overtakes what does.
 //
-// A connection that breaks is made again with back-off, from a millisecond up to a second,
-// and at once when the other member shows up. When the process behind a connection has
+// A connection that breaks is made again with back-off, from a millisecond up to half a
+// second, and at once when the other member shows up. One that says nothing for a second is
+// replaced if a new one works, so that a link is used again soon after it was away. When the process behind a connection has
 // died, Handler.Gone says so about a millisecond later: the kernel closes what the process
 // had open, so its streams end and its port refuses. A stream that merely breaks, a
 // machine that falls silent and a process that stands still are none of that.

@@ -11,6 +11,7 @@ var (
 	errRemoved      = errors.New("the member has been permanently removed from the cluster")
 	errReplaced     = errors.New("peer: a newer stream took its place")
 	errSilent       = errors.New("peer: the other member is silent")
+	errOutdated     = errors.New("peer: a new connection works, and nothing comes on this one")
 	errNotMine      = errors.New("peer: it is not for this member")
 	errLocalMessage = errors.New("peer: it is not for the wire")
 	errSnapshotBusy = errors.New("peer: another snapshot to the member is under way")

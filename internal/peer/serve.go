@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -41,6 +42,9 @@ const (
 	// headerQuorate is not etcd's: who sends it is a quorate.
 	headerQuorate  = "X-Quorate-Version"
 	quorateVersion = "1"
+	// headerPause, in the answer that begins a stream, is not etcd's either: for how many
+	// milliseconds at most nothing comes on it.
+	headerPause = "X-Quorate-Stream-Pause"
 )
 
 // textRemoved is etcd's, in the answer to a removed member's message.
@@ -273,6 +277,7 @@ func (c *countingReader) Read(p []byte) (int, error) {
 func (t *Transport) serveStream(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set(headerVersion, t.o.ServerVersion)
 	w.Header().Set(headerQuorate, quorateVersion)
+	w.Header().Set(headerPause, strconv.FormatInt((2*t.o.beat()).Milliseconds(), 10))
 	k := slices.IndexFunc([]kind{streamMessage, streamAppend}, func(k kind) bool {
 		return path.Dir(r.URL.Path) == pathStream+k.path()
 	})

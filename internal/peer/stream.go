@@ -24,15 +24,16 @@ type outbox struct {
 
 // stream is a connection that the other member has dialed to read from.
 type stream struct {
-	conn net.Conn
-	wake chan struct{} // something waits, or the stream has ended
-	done chan struct{} // closed when it has ended
-	once sync.Once
-	why  error // set before done is closed
+	conn  net.Conn
+	begun time.Time
+	wake  chan struct{} // something waits, or the stream has ended
+	done  chan struct{} // closed when it has ended
+	once  sync.Once
+	why   error // set before done is closed
 }
 
 func newStream(conn net.Conn) *stream {
-	return &stream{conn: conn, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	return &stream{conn: conn, begun: time.Now(), wake: make(chan struct{}, 1), done: make(chan struct{})}
 }
 
 // end ends the stream; only the first reason counts.
@@ -184,8 +185,9 @@ const bufferKeep = 1 << 20
 func (o *outbox) write(s *stream) (unsent int, err error) {
 	r := o.r
 	enc := encoder{kind: o.kind}
-	heartbeat := time.NewTicker(r.t.o.ReadTimeout / 3)
+	heartbeat := time.NewTicker(r.t.o.beat())
 	defer heartbeat.Stop()
+	spoke := false // since the last tick
 	var ms []*raftpb.Message
 	var buf []byte
 	for {
@@ -193,7 +195,7 @@ func (o *outbox) write(s *stream) (unsent int, err error) {
 		select {
 		case <-s.wake:
 		case <-heartbeat.C:
-			tick = true
+			tick, spoke = !spoke, false
 		case <-s.done:
 			return 0, s.why
 		case <-r.ctx.Done():
@@ -217,6 +219,7 @@ func (o *outbox) write(s *stream) (unsent int, err error) {
 			if err := writeChunk(s.conn, buf, r.t.o.ReadTimeout); err != nil {
 				return len(ms), err
 			}
+			spoke = len(ms) > 0
 			clear(ms) // free them before the next come
 			r.count.sentBytes.Add(uint64(len(buf) - chunkHead))
 			if empty {

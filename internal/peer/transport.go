@@ -31,9 +31,10 @@ type Options struct {
 	ClientTLS func() *tls.Config
 
 	// ReadTimeout is for how long a stream may be silent, and a write may make no
-	// progress. Default 5 s, as etcd has; a third of it is the interval of heartbeats.
+	// progress. Default 5 s, as etcd has.
 	ReadTimeout time.Duration
-	// DialTimeout bounds making a connection. Default 2 s.
+	// DialTimeout bounds making a connection, and an answer to the question whether the
+	// other member is there. Default 2 s.
 	DialTimeout time.Duration
 	// QueueMessages and QueueBytes bound what waits for one stream. Defaults 4096 and 128 MiB.
 	QueueMessages, QueueBytes int
@@ -326,27 +327,16 @@ var wireTypes = []raftpb.MessageType{
 	raftpb.MsgPreVote, raftpb.MsgPreVoteResp, raftpb.MsgTimeoutNow, raftpb.MsgTransferLeader,
 }
 
-// deadlineConn renews a time limit with each read and write: a transfer may last as long
-// as it makes progress.
+// deadlineConn renews a time limit with each write: a transfer may last as long as it makes
+// progress.
 type deadlineConn struct {
 	net.Conn
-	read, write time.Duration // 0: no limit
-}
-
-func (c deadlineConn) Read(b []byte) (int, error) {
-	if c.read > 0 {
-		if err := c.SetReadDeadline(time.Now().Add(c.read)); err != nil {
-			return 0, err
-		}
-	}
-	return c.Conn.Read(b)
+	write time.Duration
 }
 
 func (c deadlineConn) Write(b []byte) (int, error) {
-	if c.write > 0 {
-		if err := c.SetWriteDeadline(time.Now().Add(c.write)); err != nil {
-			return 0, err
-		}
+	if err := c.SetWriteDeadline(time.Now().Add(c.write)); err != nil {
+		return 0, err
 	}
 	return c.Conn.Write(b)
 }
