@@ -61,8 +61,10 @@ type Core struct {
 	lead      uint64
 	committed uint64
 
-	conf  *raftpb.ConfState
-	reads uint64 // last read request's number
+	conf      *raftpb.ConfState
+	soleFrom  uint64            // entry that must be applied before this member, the only voter, is alone
+	reads     uint64            // last read request's number
+	questions []*raftpb.Message // for a read index, that wait for the term's first entry
 
 	forwarded uint64 // term of the batches that were sent to its leader
 	number    uint64 // of the last of them
@@ -192,9 +194,10 @@ func (c *Core) Sole() bool {
 // IsLearner reports whether this member has no vote.
 func (c *Core) IsLearner() bool { return slices.Contains(c.conf.Learners, c.cfg.ID) }
 
-// Alone reports whether this member leads and is the only voter: then what it has applied
-// is all that anyone has acknowledged, and a read needs to ask nobody.
-func (c *Core) Alone() bool { return c.Leads() && c.Sole() }
+// Alone reports whether this member leads, is the only voter, and has applied whatever a
+// voter before it may have acknowledged: then what it has applied is all that anyone has
+// acknowledged, and a read needs to ask nobody.
+func (c *Core) Alone() bool { return c.Leads() && c.Sole() && c.applied >= c.soleFrom }
 
 // Tick passes one tick of time.
 func (c *Core) Tick() {
@@ -219,6 +222,8 @@ func (c *Core) Step(m *raftpb.Message) error {
 	case m.GetType() == raftpb.MsgHeartbeatResp:
 		c.contacts.answered(m.GetFrom(), 3*c.cfg.HeartbeatTicks)
 		return c.rn.Step(m)
+	case m.GetType() == raftpb.MsgReadIndex:
+		return c.question(m)
 	case m.GetType() != raftpb.MsgProp:
 		return c.rn.Step(m)
 	case m.GetTerm() != 0:
@@ -235,16 +240,10 @@ func (c *Core) Unreachable(id uint64) { c.rn.ReportUnreachable(id) }
 func (c *Core) ApplyConfChange(cc *raftpb.ConfChange) *raftpb.ConfState {
 	c.conf = c.rn.ApplyConfChange(cc)
 	c.log.conf = c.conf
+	if c.Sole() {
+		c.soleFrom = max(c.soleFrom, c.rn.BasicStatus().GetCommit())
+	}
 	return c.conf
-}
-
-// ReadIndex asks which entry must be applied before a read that begins now is
-// linearizable. The answer comes with a Ready, under the number returned; it may never
-// come (no leader, or the leader changed), so the caller asks again after a while.
-func (c *Core) ReadIndex() uint64 {
-	c.reads++
-	c.rn.ReadIndex(binary.BigEndian.AppendUint64(nil, c.reads))
-	return c.reads
 }
 
 // TransferLeader hands leadership to a voter, if this member has it.
@@ -287,13 +286,6 @@ func (c *Core) CaughtUp(id uint64) bool {
 	return float64(match) > float64(own)*0.9
 }
 
-// ReadIndexAnswer says that reads under a request's number, and of any before it, are
-// linearizable once entry Index is applied.
-type ReadIndexAnswer struct {
-	Number uint64
-	Index  uint64
-}
-
 // Ready is what a Core wants done.
 type Ready struct {
 	// Append is a write to the durable log; its responses go to Appended. Where it has a
@@ -312,6 +304,7 @@ type Ready struct {
 // carried out in the order they are returned, and so must applies; the two may overlap.
 func (c *Core) Ready() (Ready, bool) {
 	out := Ready{Send: c.release()}
+	c.answerQuestions()
 	if !c.rn.HasReady() {
 		return out, len(out.Send) > 0
 	}

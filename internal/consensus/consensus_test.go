@@ -24,14 +24,30 @@ type group struct {
 	t     *testing.T
 	cores map[uint64]*Core
 	// cut holds the members that neither send nor receive.
-	cut     map[uint64]bool
+	cut map[uint64]bool
+	// slow holds the members whose entries and applies wait until the test carries them out.
+	slow    map[uint64]bool
+	appends map[uint64][]*raftpb.Message
+	applies map[uint64][]*raftpb.Message
 	inbox   []*raftpb.Message
 	applied map[uint64][]string
 	answers map[uint64][]ReadIndexAnswer
 }
 
+func groupOf(t *testing.T, cores ...*Core) *group {
+	g := &group{
+		t: t, cores: map[uint64]*Core{}, cut: map[uint64]bool{}, slow: map[uint64]bool{},
+		appends: map[uint64][]*raftpb.Message{}, applies: map[uint64][]*raftpb.Message{},
+		applied: map[uint64][]string{}, answers: map[uint64][]ReadIndexAnswer{},
+	}
+	for _, c := range cores {
+		g.cores[c.cfg.ID] = c
+	}
+	return g
+}
+
 func newGroup(t *testing.T, ids ...uint64) *group {
-	g := &group{t: t, cores: map[uint64]*Core{}, cut: map[uint64]bool{}, applied: map[uint64][]string{}, answers: map[uint64][]ReadIndexAnswer{}}
+	g := groupOf(t)
 	var peers []raft.Peer
 	for _, id := range ids {
 		peers = append(peers, raft.Peer{ID: id})
@@ -82,30 +98,70 @@ func (g *group) carryOut(id uint64) bool {
 	}
 	g.inbox = append(g.inbox, rd.Send...)
 	g.answers[id] = append(g.answers[id], rd.Reads...)
-	if rd.Append != nil {
-		send, err := c.Appended(rd.Append)
-		if err != nil {
-			g.t.Fatal(err)
+	if m := rd.Append; m != nil {
+		if g.slow[id] && len(m.Entries) > 0 {
+			g.appends[id] = append(g.appends[id], m)
+		} else {
+			g.append(id, m)
 		}
-		g.inbox = append(g.inbox, send...)
 	}
-	if rd.Apply != nil {
-		for _, e := range rd.Apply.Entries {
-			if e.GetType() == raftpb.EntryConfChange {
-				var cc raftpb.ConfChange
-				if err := proto.Unmarshal(e.Data, &cc); err != nil {
-					g.t.Fatal(err)
-				}
-				c.ApplyConfChange(&cc)
-			} else if len(e.Data) > 0 {
-				g.applied[id] = append(g.applied[id], string(e.Data))
-			}
-		}
-		if err := c.Applied(rd.Apply); err != nil {
-			g.t.Fatal(err)
+	if m := rd.Apply; m != nil {
+		if g.slow[id] {
+			g.applies[id] = append(g.applies[id], m)
+		} else {
+			g.apply(id, m)
 		}
 	}
 	return true
+}
+
+func (g *group) append(id uint64, m *raftpb.Message) {
+	send, err := g.cores[id].Appended(m)
+	if err != nil {
+		g.t.Fatal(err)
+	}
+	g.inbox = append(g.inbox, send...)
+}
+
+func (g *group) apply(id uint64, m *raftpb.Message) {
+	c := g.cores[id]
+	for _, e := range m.Entries {
+		if e.GetType() == raftpb.EntryConfChange {
+			var cc raftpb.ConfChange
+			if err := proto.Unmarshal(e.Data, &cc); err != nil {
+				g.t.Fatal(err)
+			}
+			c.ApplyConfChange(&cc)
+		} else if len(e.Data) > 0 {
+			g.applied[id] = append(g.applied[id], string(e.Data))
+		}
+	}
+	if err := c.Applied(m); err != nil {
+		g.t.Fatal(err)
+	}
+}
+
+// appendNext and applyNext carry out what a slow member was told first.
+func (g *group) appendNext(id uint64) {
+	g.t.Helper()
+	if len(g.appends[id]) == 0 {
+		g.t.Fatalf("member %d has nothing to write", id)
+	}
+	m := g.appends[id][0]
+	g.appends[id] = g.appends[id][1:]
+	g.append(id, m)
+	g.settle()
+}
+
+func (g *group) applyNext(id uint64) {
+	g.t.Helper()
+	if len(g.applies[id]) == 0 {
+		g.t.Fatalf("member %d has nothing to apply", id)
+	}
+	m := g.applies[id][0]
+	g.applies[id] = g.applies[id][1:]
+	g.apply(id, m)
+	g.settle()
 }
 
 func (g *group) leader() *Core {
@@ -178,7 +234,7 @@ func TestSoleVoterIsAloneOnceItsFirstEntryIsApplied(t *testing.T) {
 	if err := c.Bootstrap([]raft.Peer{{ID: 1}}); err != nil {
 		t.Fatal(err)
 	}
-	g := &group{t: t, cores: map[uint64]*Core{1: c}, applied: map[uint64][]string{}, answers: map[uint64][]ReadIndexAnswer{}}
+	g := groupOf(t, c)
 	g.settle()
 	if !c.Sole() || c.Alone() {
 		t.Fatalf("before the election: sole %v, alone %v", c.Sole(), c.Alone())
