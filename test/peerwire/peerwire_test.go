@@ -3,6 +3,7 @@
 package peerwire
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/sha256"
@@ -423,24 +424,7 @@ func TestSameBytes(t *testing.T) {
 						time.Sleep(time.Millisecond / 2) // else ours lets those without entries overtake
 					}
 				}
-				// Up to where both have sent everything.
-				b := make([]byte, 64<<20)
-				n := 0
-				for {
-					done := make(chan int, 1)
-					go func() {
-						k, _ := resp.Body.Read(b[n:])
-						done <- k
-					}()
-					select {
-					case k := <-done:
-						n += k
-						continue
-					case <-time.After(500 * time.Millisecond):
-					}
-					break
-				}
-				written[i] = withoutHeartbeats(stream, b[:n])
+				written[i] = untilQuiet(stream, resp.Body)
 				resp.Body.Close()
 			}
 			if !bytes.Equal(written[0], written[1]) {
@@ -457,30 +441,82 @@ func TestSameBytes(t *testing.T) {
 	}
 }
 
-// withoutHeartbeats is what a stream has brought but for the heartbeats of the link, which
-// come by the clock.
-func withoutHeartbeats(stream string, b []byte) (rest []byte) {
-	length := func(at int) int { return int(binary.BigEndian.Uint64(b[at:])) }
-	for len(b) > 0 {
-		n := 1 // a heartbeat among appends
-		switch {
-		case stream == "message":
-			n = 8 + length(0)
-		case b[0] == 1:
-			n = 9
-			for range length(1) {
-				n += 8 + length(n)
+// untilQuiet is what a stream brings before it brings nothing for half a second, but for
+// the heartbeats of the link, which come by the clock.
+func untilQuiet(stream string, body io.Reader) (written []byte) {
+	messages := make(chan []byte)
+	over := make(chan struct{})
+	defer close(over)
+	go func() {
+		defer close(messages)
+		r := bufio.NewReader(body)
+		for {
+			m, heartbeat, err := readMessage(stream, r)
+			if err != nil {
+				return // the body was closed, or the stream ended too early, which the bytes show
 			}
-			n += 8
-		case b[0] == 2:
-			n = 9 + length(1)
+			if heartbeat {
+				continue
+			}
+			select {
+			case messages <- m:
+			case <-over:
+				return
+			}
 		}
-		if n > 1 && !(stream == "message" && n == 10 && b[8] == 8 && b[9] == 8) {
-			rest = append(rest, b[:n]...)
+	}()
+	for {
+		select {
+		case m, ok := <-messages:
+			if !ok {
+				return written
+			}
+			written = append(written, m...)
+		case <-time.After(500 * time.Millisecond):
+			return written
 		}
-		b = b[n:]
 	}
-	return rest
+}
+
+// readMessage reads one message of a stream as it was written, and says whether it is a
+// heartbeat of the link.
+func readMessage(stream string, r *bufio.Reader) (m []byte, heartbeat bool, err error) {
+	take := func(n int) {
+		if err != nil {
+			return
+		}
+		at := len(m)
+		m = append(m, make([]byte, n)...)
+		_, err = io.ReadFull(r, m[at:])
+	}
+	// counted takes a count or a length.
+	counted := func() int {
+		if take(8); err != nil {
+			return 0
+		}
+		return int(binary.BigEndian.Uint64(m[len(m)-8:]))
+	}
+	if stream == "message" {
+		take(counted())
+		return m, len(m) == 10 && m[8] == 8 && m[9] == 8, err
+	}
+	if take(1); err != nil {
+		return m, false, err
+	}
+	switch m[0] {
+	case 1: // entries, and the commit index
+		for range counted() {
+			take(counted())
+		}
+		take(8)
+	case 2:
+		take(counted())
+	case 0:
+		heartbeat = true
+	default:
+		err = fmt.Errorf("a message of type %d", m[0])
+	}
+	return m, heartbeat, err
 }
 
 // A snapshot with its file goes both ways.
