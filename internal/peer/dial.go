@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -192,7 +193,7 @@ func (r *remote) read(k kind) {
 		body, conn, err := r.dialStream(k)
 		begin := time.Now()
 		if err == nil {
-			r.stood()
+			r.stood(conn.quorate)
 			log.Info("established a stream from a peer")
 			err = r.receive(k, body, conn)
 			r.ended(err)
@@ -213,7 +214,7 @@ func (r *remote) read(k kind) {
 		case errors.As(err, &n) && n.Timeout():
 			// What is written to a member that has nothing to say does not reach it.
 			r.outboxes[k].breakOff(errSilent)
-		case errors.Is(err, errOutdated) && !r.quorate.Load():
+		case errors.Is(err, errOutdated) && (conn == nil || !conn.quorate):
 			r.outboxes[k].reset(r.t.o.ReadTimeout / 2)
 		}
 		if stood > steady {
@@ -231,18 +232,18 @@ func (r *remote) read(k kind) {
 }
 
 // dialStream asks for a stream at each URL in turn.
-func (r *remote) dialStream(k kind) (body io.Reader, conn net.Conn, err error) {
+func (r *remote) dialStream(k kind) (body io.Reader, conn *listener, err error) {
 	refused := 0
 	urls := r.pick()
 	var last error
 	for _, u := range urls {
-		conn, err := r.t.dialer.dial(r.ctx, u)
+		raw, err := r.t.dialer.dial(r.ctx, u)
 		if err == nil {
-			body, err := r.request(k, u, conn)
+			body, conn, err := r.request(k, u, raw)
 			if err == nil {
 				return body, conn, nil
 			}
-			last = errors.Join(err, conn.Close())
+			last = errors.Join(err, raw.Close())
 		} else {
 			last = err
 		}
@@ -260,35 +261,41 @@ func (r *remote) dialStream(k kind) (body io.Reader, conn net.Conn, err error) {
 	return nil, nil, last
 }
 
-// readBuffer is how much is read from a connection at a time.
-const readBuffer = 64 << 10
+const (
+	// readBuffer is how much is read from a connection at a time.
+	readBuffer = 64 << 10
+	// headBytesMax bounds the head of an answer.
+	headBytesMax = 64 << 10
+)
 
-// request asks at the other end of conn for the stream of kind k, and returns what it
-// brings.
-func (r *remote) request(k kind, u *url.URL, conn net.Conn) (io.Reader, error) {
-	stop := context.AfterFunc(r.ctx, func() { conn.Close() })
+// request asks at the other end of raw, which was dialed at u, for the stream of kind k. It
+// returns what the stream brings, and raw as what it is read by.
+func (r *remote) request(k kind, u *url.URL, raw net.Conn) (io.Reader, *listener, error) {
+	stop := context.AfterFunc(r.ctx, func() { raw.Close() })
 	defer stop()
 	target := &url.URL{Scheme: u.Scheme, Host: u.Host, Path: pathStream + k.path() + "/" + r.t.self.String()}
 	req, err := http.NewRequestWithContext(r.ctx, http.MethodGet, target.String(), nil)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	r.t.setHeaders(req.Header)
 	req.Header.Set(headerTo, r.idStr)
-	c := &listener{Conn: conn, r: r, u: u, quiet: r.t.o.ReadTimeout / 2, limit: r.t.o.ReadTimeout}
+	c := &listener{Conn: raw, r: r, u: u, quiet: r.t.o.ReadTimeout / 2, limit: r.t.o.ReadTimeout}
 	if err := req.Write(c); err != nil {
-		return nil, fmt.Errorf("ask for a stream: %w", err)
+		return nil, nil, fmt.Errorf("ask for a stream: %w", err)
 	}
-	resp, err := http.ReadResponse(bufio.NewReaderSize(c, readBuffer), req)
+	bounded := &io.LimitedReader{R: c, N: headBytesMax}
+	resp, err := http.ReadResponse(bufio.NewReaderSize(bounded, readBuffer), req)
 	if err != nil {
-		return nil, fmt.Errorf("ask for a stream: %w", err)
+		return nil, nil, fmt.Errorf("ask for a stream: %w", err)
 	}
-	if resp.StatusCode == http.StatusOK {
-		r.quorate.Store(resp.Header.Get(headerQuorate) != "")
-		c.quiet = r.t.o.quiet(resp)
-		return resp.Body, nil
+	bounded.N = math.MaxInt64
+	if resp.StatusCode != http.StatusOK {
+		return nil, nil, refusal(resp)
 	}
-	return nil, refusal(resp)
+	c.quorate = resp.Header.Get(headerQuorate) != ""
+	c.quiet = r.t.o.quiet(resp)
+	return resp.Body, c, nil
 }
 
 // refusal is what an answer to a stream, a message or a snapshot means that is not

@@ -25,8 +25,8 @@ import (
 // there, the stream is heard no later than the answer.
 
 const (
-	// beatEvery is how often quorate's streams that said nothing since the last time say
-	// something. So there is something at least every second time.
+	// beatEvery is how often something comes on quorate's streams, at least. They do not wait
+	// for quiet: a process that was stopped speaks as soon as it goes on.
 	beatEvery = 250 * time.Millisecond
 	// quietLeast is the least time without a word that makes a reader doubt a stream; it is
 	// twice the longest time that the stream should be without one, too.
@@ -38,8 +38,8 @@ const (
 	graceLeast = 100 * time.Millisecond
 )
 
-// beat is how often this member looks whether its streams said something. Readers end them
-// after the time-out, if it is the same for all members.
+// beat is how often this member's streams say something, at least. Readers end them after the
+// time-out, if it is the same for all members.
 func (o *Options) beat() time.Duration { return min(beatEvery, o.ReadTimeout/8) }
 
 // quiet is how long the stream that resp begins may say nothing before it is doubted.
@@ -60,6 +60,7 @@ type listener struct {
 	r            *remote
 	u            *url.URL // where it was dialed
 	quiet, limit time.Duration
+	quorate      bool // who answered on it is one
 
 	outdated atomic.Bool // it was closed because a new connection works and it does not
 }
@@ -134,7 +135,7 @@ func (r *remote) signOfLife(ctx context.Context, u *url.URL) (took time.Duration
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
 	defer func() {
 		if stop() {
-			err = errors.Join(err, conn.Close())
+			conn.Close() // all is said
 		}
 	}()
 	target := url.URL{Scheme: u.Scheme, Host: u.Host, Path: pathProbing}
@@ -149,12 +150,11 @@ func (r *remote) signOfLife(ctx context.Context, u *url.URL) (took time.Duration
 	if err := req.Write(conn); err != nil {
 		return 0, fmt.Errorf("ask for a sign of life: %w", err)
 	}
-	resp, err := http.ReadResponse(bufio.NewReader(conn), req)
-	if err != nil {
+	// Any answer will do, and its body ends with the connection.
+	if _, err := http.ReadResponse(bufio.NewReader(io.LimitReader(conn, headBytesMax)), req); err != nil {
 		return 0, fmt.Errorf("wait for a sign of life: %w", err)
 	}
-	_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<10))
-	return time.Since(begin), errors.Join(err, resp.Body.Close())
+	return time.Since(begin), nil
 }
 
 // reset ends the outbox's stream, if it is older than quiet, in a way that the other member

@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"net/url"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.etcd.io/raft/v3/raftpb"
@@ -138,13 +142,20 @@ func (k *link) comeBack() {
 	k.away, k.lost = false, make(chan struct{})
 }
 
-// linked are two members with links between them.
-func linked(t *testing.T, delay time.Duration, change ...func(*Options)) (a, b *node, links [2]*link) {
+// linked are two members with links between them, with TLS or without.
+func linked(t *testing.T, secure bool, delay time.Duration) (a, b *node, links [2]*link) {
 	t.Helper()
-	a, b = start(t, 1, "", change...), start(t, 2, "", change...)
+	scheme := "http://"
+	if secure {
+		scheme = "https://"
+		is := newIssuer(newAuthority(t))
+		a, b = is.start(t, 1), is.start(t, 2)
+	} else {
+		a, b = start(t, 1, ""), start(t, 2, "")
+	}
 	links = [2]*link{newLink(t, a.addr, delay), newLink(t, b.addr, delay)}
-	a.Add(2, []string{"http://" + links[1].l.Addr().String()})
-	b.Add(1, []string{"http://" + links[0].l.Addr().String()})
+	a.Add(2, []string{scheme + links[1].l.Addr().String()})
+	b.Add(1, []string{scheme + links[0].l.Addr().String()})
 	a.reaches(t, b)
 	b.reaches(t, a)
 	return a, b, links
@@ -167,10 +178,11 @@ func (h *member) streams(id string) (n int) {
 // A link that was away is used again soon, although the connections over it are not known
 // to be lost.
 func TestComesBack(t *testing.T) {
-	for _, away := range []time.Duration{0, 1500 * time.Millisecond, 3 * time.Second} {
-		t.Run(fmt.Sprint(away), func(t *testing.T) {
+	for i, away := range []time.Duration{0, 1500 * time.Millisecond, 3 * time.Second, 1500 * time.Millisecond} {
+		secure := i == 3
+		t.Run(fmt.Sprint(away, secure), func(t *testing.T) {
 			t.Parallel()
-			a, b, links := linked(t, 0)
+			a, b, links := linked(t, secure, 0)
 			for _, k := range links {
 				k.goAway()
 			}
@@ -211,7 +223,7 @@ func heardAgain(t *testing.T, a, b *node) time.Duration {
 func TestSlowIsNotDoubted(t *testing.T) {
 	t.Run("slow", func(t *testing.T) {
 		t.Parallel()
-		a, b, _ := linked(t, 500*time.Millisecond)
+		a, b, _ := linked(t, false, 500*time.Millisecond)
 		a.h.streams("2")
 		b.h.streams("1")
 		for range 40 {
@@ -222,30 +234,139 @@ func TestSlowIsNotDoubted(t *testing.T) {
 			t.Errorf("%d and %d streams were made anew", n, m)
 		}
 	})
-	t.Run("held", func(t *testing.T) {
-		t.Parallel()
-		a, b, links := linked(t, time.Millisecond)
-		a.h.streams("2")
-		b.h.streams("1")
-		for range 2 {
-			for _, k := range links {
-				k.hold(true)
+	for _, secure := range []bool{false, true} {
+		t.Run(fmt.Sprint("held ", secure), func(t *testing.T) {
+			t.Parallel()
+			a, b, links := linked(t, secure, time.Millisecond)
+			a.h.streams("2")
+			b.h.streams("1")
+			for range 2 {
+				for _, k := range links {
+					k.hold(true)
+				}
+				time.Sleep(2500 * time.Millisecond)
+				for _, k := range links {
+					k.hold(false)
+				}
+				time.Sleep(500 * time.Millisecond)
 			}
-			time.Sleep(2500 * time.Millisecond)
-			for _, k := range links {
-				k.hold(false)
+			if n, m := a.h.streams("2"), b.h.streams("1"); n+m > 0 {
+				t.Errorf("%d and %d streams were made anew", n, m)
 			}
-			time.Sleep(500 * time.Millisecond)
+		})
+	}
+}
+
+// A stream says something every beat, whatever it has said before: when its process was
+// stopped and goes on, it is heard before anybody who asks for a sign of life can take it
+// for lost. And what was left to it by the stream before it, it says at once.
+func TestBeat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := New(Options{ServerVersion: "3.7.1"})
+		defer tr.Close()
+		r := newRemote(tr, 2, nil)
+		o := &r.outboxes[streamMessage]
+		near, far := net.Pipe()
+		defer far.Close()
+		o.attach(newStream(near))
+		o.put(message(raftpb.MsgHeartbeat, 1, 2, 1))
+		near, far = net.Pipe()
+		defer far.Close()
+		s := newStream(near)
+		o.attach(s)
+		begin := time.Now()
+		var written sync.WaitGroup
+		written.Go(func() {
+			if _, err := o.write(s); !errors.Is(err, errClosed) {
+				t.Error(err)
+			}
+		})
+		b := make([]byte, 1<<10)
+		for i, want := range []time.Duration{0, 50, 250, 500, 700, 750, 1000} {
+			switch want *= time.Millisecond; want {
+			case 50 * time.Millisecond, 700 * time.Millisecond:
+				time.AfterFunc(want-time.Since(begin), func() { o.put(message(raftpb.MsgHeartbeat, 1, 2, 1)) })
+			}
+			if _, err := far.Read(b); err != nil {
+				t.Fatal(err)
+			}
+			if at := time.Since(begin); at != want {
+				t.Errorf("it says word %d after %v, not %v", i, at, want)
+			}
 		}
-		if n, m := a.h.streams("2"), b.h.streams("1"); n+m > 0 {
-			t.Errorf("%d and %d streams were made anew", n, m)
-		}
+		s.end(errClosed)
+		written.Wait()
 	})
+}
+
+// Who removes a member, or closes, while its streams are in doubt, waits for nobody, and
+// nothing is left.
+func TestRemovedInDoubt(t *testing.T) {
+	a, _, links := linked(t, false, 0)
+	for _, k := range links {
+		k.goAway()
+	}
+	time.Sleep(1500 * time.Millisecond) // there is doubt after a second
+	begin := time.Now()
+	a.Remove(2)
+	a.tasks.Wait()
+	a.end()
+	if took := time.Since(begin); took > time.Second {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// An answer that never ends takes neither memory nor time.
+func TestEndlessHead(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer c.Close()
+				_, err := io.WriteString(c, "HTTP/1.1 200 OK\r\n")
+				for err == nil {
+					_, err = io.WriteString(c, "X: "+strings.Repeat("x", 100)+"\r\n")
+				}
+			}()
+		}
+	}()
+	a := start(t, 1, "")
+	r := newRemote(a.Transport, 2, nil)
+	u := &url.URL{Scheme: "http", Host: l.Addr().String()}
+	begin := time.Now()
+	if _, err := r.signOfLife(t.Context(), u); err == nil {
+		t.Error("an endless head is a sign of life")
+	}
+	conn, err := a.dialer.dial(t.Context(), u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if _, _, err := r.request(streamMessage, u, conn); err == nil {
+		t.Error("an endless head begins a stream")
+	}
+	if took := time.Since(begin); took > a.o.DialTimeout {
+		t.Errorf("it took %v", took)
+	}
 }
 
 // What etcd listens to is reset, so that it listens anew, unless it does already.
 func TestReset(t *testing.T) {
-	a, b, _ := linked(t, 0)
+	for _, secure := range []bool{false, true} {
+		t.Run(fmt.Sprint("TLS ", secure), func(t *testing.T) { testReset(t, secure) })
+	}
+}
+
+func testReset(t *testing.T, secure bool) {
+	a, b, _ := linked(t, secure, 0)
 	r := a.remote(2)
 	for k := range r.outboxes {
 		r.outboxes[k].reset(time.Hour)

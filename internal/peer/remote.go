@@ -31,7 +31,6 @@ type remote struct {
 	kick     [kinds]chan struct{} // ends a reader's wait before its next try
 	pipeline pipeline
 
-	quorate   atomic.Bool
 	losing    atomic.Bool // Lost was called in this burst
 	snapshots atomic.Bool // one is being sent
 
@@ -41,6 +40,7 @@ type remote struct {
 	standing int       // streams that stand, either way
 	since    time.Time // when the first of them came to stand
 	died     bool      // a stream ended by the other side's hand, and none came to stand since
+	quorate  bool      // the last that came to stand is a quorate's; false if none stands
 }
 
 // remoteMetrics are the counters that a message touches.
@@ -162,10 +162,10 @@ func (r *remote) redial() {
 	}
 }
 
-// stood notes that a stream came to stand.
-func (r *remote) stood() {
+// stood notes that a stream came to stand, and whether a quorate is at its other end.
+func (r *remote) stood(quorate bool) {
 	r.mu.Lock()
-	r.died = false
+	r.died, r.quorate = false, quorate
 	r.standing++
 	first := r.standing == 1
 	if first {
@@ -185,7 +185,7 @@ func (r *remote) ended(why error) {
 	r.standing--
 	last := r.standing == 0
 	if last {
-		r.since = time.Time{}
+		r.since, r.quorate = time.Time{}, false
 	}
 	r.died = r.died || byOther(why)
 	r.mu.Unlock()
@@ -211,6 +211,12 @@ func (r *remote) refused() {
 		r.t.log.Warn("the process of a peer has ended", "peer-id", r.idStr)
 		r.t.h.Gone(r.id)
 	}
+}
+
+func (r *remote) isQuorate() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.quorate
 }
 
 func (r *remote) activeSince() time.Time {

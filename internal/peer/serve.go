@@ -277,7 +277,7 @@ func (c *countingReader) Read(p []byte) (int, error) {
 func (t *Transport) serveStream(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set(headerVersion, t.o.ServerVersion)
 	w.Header().Set(headerQuorate, quorateVersion)
-	w.Header().Set(headerPause, strconv.FormatInt((2*t.o.beat()).Milliseconds(), 10))
+	w.Header().Set(headerPause, strconv.FormatInt(t.o.beat().Milliseconds(), 10))
 	k := slices.IndexFunc([]kind{streamMessage, streamAppend}, func(k kind) bool {
 		return path.Dir(r.URL.Path) == pathStream+k.path()
 	})
@@ -313,8 +313,7 @@ func (t *Transport) serveStream(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "streams need HTTP/1.1", http.StatusHTTPVersionNotSupported)
 		return
 	}
-	remote.quorate.Store(r.Header.Get(headerQuorate) != "")
-	remote.outboxes[k].serve(conn)
+	remote.outboxes[k].serve(conn, r.Header.Get(headerQuorate) != "")
 }
 
 // member returns the remote of a member, nil if it is only one that says so.

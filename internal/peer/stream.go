@@ -33,17 +33,19 @@ type stream struct {
 }
 
 func newStream(conn net.Conn) *stream {
-	return &stream{conn: conn, begun: time.Now(), wake: make(chan struct{}, 1), done: make(chan struct{})}
+	s := &stream{conn: conn, begun: time.Now(), wake: make(chan struct{}, 1), done: make(chan struct{})}
+	s.wake <- struct{}{} // for what the stream before it has left
+	return s
 }
 
 // end ends the stream; only the first reason counts.
 func (s *stream) end(why error) {
 	s.once.Do(func() {
+		if err := s.conn.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			why = errors.Join(why, err)
+		}
 		s.why = why
 		close(s.done)
-		if err := s.conn.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-			s.why = errors.Join(why, err)
-		}
 	})
 }
 
@@ -139,15 +141,15 @@ func (o *outbox) breakOff(why error) {
 }
 
 // serve makes conn the outbox's stream and writes to it until it ends. The goroutine of
-// the request that asked for the stream calls it.
-func (o *outbox) serve(conn net.Conn) {
+// the request that asked for the stream calls it; quorate is who asked.
+func (o *outbox) serve(conn net.Conn, quorate bool) {
 	r := o.r
 	s := newStream(conn)
 	o.attach(s)
 	if !r.t.run(s.watch) {
 		s.end(errClosed)
 	}
-	r.stood()
+	r.stood(quorate)
 	if o.kind == streamMessage {
 		r.t.h.Connected(r.id)
 	}
@@ -187,7 +189,6 @@ func (o *outbox) write(s *stream) (unsent int, err error) {
 	enc := encoder{kind: o.kind}
 	heartbeat := time.NewTicker(r.t.o.beat())
 	defer heartbeat.Stop()
-	spoke := false // since the last tick
 	var ms []*raftpb.Message
 	var buf []byte
 	for {
@@ -195,7 +196,7 @@ func (o *outbox) write(s *stream) (unsent int, err error) {
 		select {
 		case <-s.wake:
 		case <-heartbeat.C:
-			tick, spoke = !spoke, false
+			tick = true
 		case <-s.done:
 			return 0, s.why
 		case <-r.ctx.Done():
@@ -219,7 +220,6 @@ func (o *outbox) write(s *stream) (unsent int, err error) {
 			if err := writeChunk(s.conn, buf, r.t.o.ReadTimeout); err != nil {
 				return len(ms), err
 			}
-			spoke = len(ms) > 0
 			clear(ms) // free them before the next come
 			r.count.sentBytes.Add(uint64(len(buf) - chunkHead))
 			if empty {

@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"quorate/internal/membership"
+
 	"go.etcd.io/raft/v3/raftpb"
 )
 
@@ -62,50 +64,66 @@ func (a *authority) issue(t *testing.T) *tls.Certificate {
 	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: a.key}
 }
 
+// issuer has an authority issue the certificates of members, and can change over to another.
+type issuer struct {
+	current atomic.Pointer[authority]
+	asked   atomic.Int64 // how often members asked for a configuration to connect with
+}
+
+func newIssuer(a *authority) *issuer {
+	is := new(issuer)
+	is.current.Store(a)
+	return is
+}
+
+// start is start of a member with TLS, with certificates on both sides.
+func (is *issuer) start(t *testing.T, id membership.ID, change ...func(*Options)) *node {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{h: newMember(), id: id, url: "https://" + l.Addr().String(), addr: l.Addr().String()}
+	config := func() *tls.Config {
+		is.asked.Add(1)
+		a := is.current.Load()
+		return &tls.Config{Certificates: []tls.Certificate{*a.issue(t)}, RootCAs: a.pool}
+	}
+	o := Options{ServerVersion: "3.7.1", PeerURLs: []string{n.url}, ClientTLS: config}
+	for _, c := range change {
+		c(&o)
+	}
+	n.Transport = New(o)
+	n.http = &http.Server{Handler: n.Handler(), ErrorLog: log.New(io.Discard, "", 0), TLSConfig: &tls.Config{
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			a := is.current.Load()
+			return &tls.Config{
+				Certificates: []tls.Certificate{*a.issue(t)}, ClientCAs: a.pool, ClientAuth: tls.RequireAndVerifyClientCert,
+				NextProtos: []string{"h2", "http/1.1"},
+			}, nil
+		},
+	}}
+	go n.http.ServeTLS(l, "", "")
+	t.Cleanup(n.end)
+	n.Open(id, testCluster, n.h)
+	return n
+}
+
 // Members speak TLS with certificates on both sides, and take new ones at the next
 // connection.
 func TestTLS(t *testing.T) {
 	first, second := newAuthority(t), newAuthority(t)
-	var current atomic.Pointer[authority]
-	current.Store(first)
-	var asked atomic.Int64
-	secure := func() *node {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			t.Fatal(err)
-		}
-		n := &node{h: newMember(), url: "https://" + l.Addr().String(), addr: l.Addr().String()}
-		config := func() *tls.Config {
-			asked.Add(1)
-			a := current.Load()
-			return &tls.Config{Certificates: []tls.Certificate{*a.issue(t)}, RootCAs: a.pool}
-		}
-		n.Transport = New(Options{ServerVersion: "3.7.1", PeerURLs: []string{n.url}, ClientTLS: config, ReadTimeout: time.Second})
-		n.http = &http.Server{Handler: n.Handler(), ErrorLog: log.New(io.Discard, "", 0), TLSConfig: &tls.Config{
-			GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-				a := current.Load()
-				return &tls.Config{
-					Certificates: []tls.Certificate{*a.issue(t)}, ClientCAs: a.pool, ClientAuth: tls.RequireAndVerifyClientCert,
-					NextProtos: []string{"h2", "http/1.1"},
-				}, nil
-			},
-		}}
-		go n.http.ServeTLS(l, "", "")
-		t.Cleanup(n.end)
-		return n
-	}
-	a, b := secure(), secure()
-	a.id, b.id = 1, 2
-	a.Open(1, testCluster, a.h)
-	b.Open(2, testCluster, b.h)
+	is := newIssuer(first)
+	quick := func(o *Options) { o.ReadTimeout = time.Second }
+	a, b := is.start(t, 1, quick), is.start(t, 2, quick)
 	connect(t, a, b)
 	a.Send([]*raftpb.Message{message(raftpb.MsgApp, 1, 2, 1, "x")})
 	b.h.next(t)
 	a.SendSnapshot(snapMessage(2), &zeros{n: 1 << 20, closed: make(chan struct{})}, 1<<20)
 	a.h.expect(t, "snapshot 2 <nil>")
 
-	before := asked.Load()
-	current.Store(second)
+	before := is.asked.Load()
+	is.current.Store(second)
 	for _, n := range []*node{a, b} {
 		for k := range kinds {
 			n.remote(3 - n.id).outboxes[k].breakOff(errSilent)
@@ -114,7 +132,7 @@ func TestTLS(t *testing.T) {
 	a.h.expect(t, "connected 2")
 	a.reaches(t, b)
 	b.reaches(t, a)
-	if asked.Load() == before {
+	if is.asked.Load() == before {
 		t.Error("the certificates were not asked for again")
 	}
 	// One who has none is not let in.

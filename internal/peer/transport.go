@@ -264,11 +264,11 @@ func (t *Transport) ActiveSince(id membership.ID) time.Time {
 	return time.Time{}
 }
 
-// IsQuorate reports whether the member has said, when the last stream was made, that it
-// is a quorate: it takes numbered proposals.
+// IsQuorate reports whether there is a stream to or from the member, and it has said when the
+// last of them was made that it is a quorate: it takes numbered proposals.
 func (t *Transport) IsQuorate(id membership.ID) bool {
 	r := t.remote(id)
-	return r != nil && r.quorate.Load()
+	return r != nil && r.isQuorate()
 }
 
 // Close ends all connections and returns when every goroutine is gone.

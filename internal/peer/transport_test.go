@@ -326,6 +326,9 @@ func TestReconnect(t *testing.T) {
 		b.end()
 		a.h.expect(t, "gone 2")
 		until(t, "still active", func() bool { return a.ActiveSince(2).IsZero() })
+		if a.IsQuorate(2) {
+			t.Error("nobody knows who comes back")
+		}
 		time.Sleep(200 * time.Millisecond)
 		b = start(t, 2, b.addr)
 		b.Add(1, []string{a.url})
