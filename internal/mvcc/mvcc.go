@@ -186,7 +186,7 @@ func (s *Store) Close() error {
 	s.mu.Unlock()
 
 	s.releaseHeld()
-	s.newest.Load().Release()
+	s.newest.Swap(nil).Release()
 	f := im.file
 	im.release()
 	f.release()

@@ -577,6 +577,19 @@ func TestReplaceAfterClose(t *testing.T) {
 	}
 }
 
+// A call that must not be made does not wait for ever for a view that will never be.
+func TestViewAfterCloseIsRefused(t *testing.T) {
+	t.Parallel()
+	s := mustOpen(t, filepath.Join(t.TempDir(), "db"), Options{})
+	mustClose(t, s)
+	defer func() {
+		if recover() == nil {
+			t.Error("there is a view of a closed store")
+		}
+	}()
+	s.View()
+}
+
 // TestReplaceUnderReaders replaces the file again and again under readers, snapshots,
 // flushes and defragmentations. It says the most under the race detector.
 func TestReplaceUnderReaders(t *testing.T) {

@@ -22,6 +22,9 @@ type View struct {
 func (s *Store) View() *View {
 	for {
 		v := s.newest.Load()
+		if v == nil {
+			panic("mvcc: View after Close")
+		}
 		// A view that was replaced and released in between cannot be had any more, but
 		// then there is a newer one.
 		for n := v.uses.Load(); n > 0; n = v.uses.Load() {

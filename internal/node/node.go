@@ -181,8 +181,9 @@ type Node struct {
 
 // lifecycle starts and ends a Node's goroutines.
 type lifecycle struct {
-	ctx    context.Context // ends with the node
-	cancel context.CancelFunc
+	ctx     context.Context // ends with the node
+	cancel  context.CancelFunc
+	closing sync.RWMutex // held while ctx ends, and by those who must not begin after that
 
 	ready     chan struct{}
 	readyOnce sync.Once
@@ -245,7 +246,9 @@ func (n *Node) Err() error {
 func (n *Node) Close() error {
 	n.closeOnce.Do(func() {
 		n.proposals.close(kv.ErrStopped)
+		n.closing.Lock()
 		n.cancel()
+		n.closing.Unlock()
 		<-n.keeperDone
 		n.network.Close()
 		// The loop first, so that nothing new is proposed, committed or sent; then the
@@ -253,6 +256,7 @@ func (n *Node) Close() error {
 		// last flush may leave a mark.
 		close(n.stopLoop)
 		<-n.loopDone
+		n.alone.Store(false) // a read that comes now is told that the member is stopped
 		n.background.Wait()
 		n.hub.Close()
 		close(n.stopApply)

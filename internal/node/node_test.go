@@ -280,6 +280,13 @@ func TestStoppedMemberRefuses(t *testing.T) {
 	if _, err := n.Propose(context.Background(), wire.FieldPut, nil); !errors.Is(err, kv.ErrStopped) {
 		t.Errorf("error %v", err)
 	}
+	// It asked nobody before a read. Its peers' port is closed after the store.
+	if err := n.ReadIndex(context.Background()); !errors.Is(err, kv.ErrStopped) {
+		t.Errorf("a read: error %v", err)
+	}
+	if _, err := (peerHandler{n}).HashKV(context.Background(), 0); !errors.Is(err, kv.ErrStopped) {
+		t.Errorf("a peer's hash: error %v", err)
+	}
 }
 
 func TestDirectoryInPartsIsRefusedAndLeftAlone(t *testing.T) {

@@ -9,6 +9,7 @@ import (
 	"quorate/internal/auth"
 	"quorate/internal/kv"
 	"quorate/internal/membership"
+	"quorate/internal/mvcc"
 	"quorate/internal/peer"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -90,7 +91,10 @@ func (h peerHandler) LeaseTimeToLive(ctx context.Context, id kv.LeaseID, keys bo
 }
 
 func (h peerHandler) HashKV(_ context.Context, rev int64) (*pb.HashKVResponse, error) {
-	v := h.store.View()
+	v, err := h.viewUnlessClosing()
+	if err != nil {
+		return nil, err
+	}
 	defer v.Release()
 	sum, compacted, at, err := v.HashKV(rev)
 	if err != nil {
@@ -100,6 +104,17 @@ func (h peerHandler) HashKV(_ context.Context, rev int64) (*pb.HashKVResponse, e
 		Header: &pb.ResponseHeader{ClusterId: h.clusterID, MemberId: h.id, Revision: v.Rev(), RaftTerm: h.Term()},
 		Hash:   sum, HashRevision: at, CompactRevision: compacted,
 	}, nil
+}
+
+// viewUnlessClosing is View for who may still ask while the member is closed, as peers do,
+// whose port is closed after it.
+func (n *Node) viewUnlessClosing() (*mvcc.View, error) {
+	n.closing.RLock()
+	defer n.closing.RUnlock()
+	if n.ctx.Err() != nil {
+		return nil, kv.ErrStopped
+	}
+	return n.View(), nil
 }
 
 func (h peerHandler) DowngradeEnabled(ctx context.Context) (bool, error) {

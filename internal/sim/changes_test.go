@@ -33,7 +33,7 @@ func (w *world) grow(m *member) {
 
 // shrink asks a member to remove one, which may be itself.
 func (w *world) shrink(m *member) {
-	if len(w.check.added)-len(w.check.learners) <= 2 {
+	if len(w.check.added)-len(w.check.learners) <= 1 {
 		return
 	}
 	id := w.oneOf(w.check.added)

@@ -45,6 +45,17 @@ func forLeases(p *plan) {
 	p.tick, p.elections, p.delayMax = 30*time.Millisecond, 5, 5*time.Millisecond
 }
 
+// TestFew is TestSeeds for one or two members, which are stopped all the time: a sole voter
+// asks nobody, and gets company and loses it again.
+func TestFew(t *testing.T) { runSeeds(t, (*seeds+4)/5, *budget/4, fewMembers) }
+
+func fewMembers(p *plan) {
+	p.members, p.etcd = 1+p.members/5, -1
+	p.only = []string{"kill", "power", "stop", "pause", "slow", "stuck", "full", "fail", "grow", "shrink", "promote", "blackout"}
+	p.faultEvery = min(p.faultEvery, 60*time.Millisecond)
+	p.thinkMax = min(p.thinkMax, 20*time.Millisecond)
+}
+
 func runSeeds(t *testing.T, seeds int, budget time.Duration, change func(*plan)) {
 	if raced {
 		budget /= 4
@@ -98,6 +109,7 @@ func TestFoundSeeds(t *testing.T) {
 		what   string
 	}{
 		{62, nil, "entries after a received snapshot were durable before it was installed: the member panicked"},
+		{2320, nil, "a sole voter confirmed a read with its commit index before its term had begun"},
 		{2237, forLeases, "a paused leader that had been replaced renewed a lease from its own clock"},
 	}
 	for _, tt := range tests {
