@@ -34,7 +34,7 @@ FROM   ?= 1
 SEEDS  ?= 5000
 BUDGET ?= 50s
 sim:
-	$(GO) test -timeout 0 -run 'TestReplay|TestSeeds|TestLeases' ./internal/sim -from $(FROM) -seeds $(SEEDS) -budget $(BUDGET)
+	$(GO) test -timeout 0 -run 'TestReplay|TestSeeds|TestLeases|TestFew' ./internal/sim -from $(FROM) -seeds $(SEEDS) -budget $(BUDGET)
 
 fmt:
 	@out=$$(gofmt -l $$(git ls-files '*.go')); \
