@@ -6,6 +6,7 @@ import (
 
 	"go.etcd.io/raft/v3"
 	"go.etcd.io/raft/v3/raftpb"
+	"google.golang.org/protobuf/proto"
 )
 
 // The fate rule. A batch of proposals is handed on in one term T: appended by this member
@@ -196,9 +197,44 @@ func (c *Core) appendChange() {
 	if len(c.changes) == 0 || !c.Leads() || c.applied < c.changeIndex || c.Transferring() {
 		return
 	}
-	if err := c.step(c.changes[:1]); err != nil {
+	next := c.changes[:1]
+	if c.removesLastVoter(next[0]) {
+		next = []*raftpb.Entry{ofNoMember(next[0])}
+	}
+	if err := c.step(next); err != nil {
 		return // it is tried again with the next tick
 	}
 	c.changeIndex = math.MaxUint64 // until the next Ready shows it
 	c.changes = c.changes[1:]
+}
+
+// removesLastVoter reports whether e would leave nobody to vote, which ends in a panic of
+// Raft. When it was asked for there may have been another voter.
+func (c *Core) removesLastVoter(e *raftpb.Entry) bool {
+	cc, ok := configChange(e)
+	return ok && cc.GetType() == raftpb.ConfChangeRemoveNode && slices.Equal(c.conf.Voters, []uint64{cc.GetNodeId()})
+}
+
+// ofNoMember is e, a change of the membership, made one that every member refuses, an etcd
+// too: who has asked for it gets an answer.
+func ofNoMember(e *raftpb.Entry) *raftpb.Entry {
+	cc, ok := configChange(e)
+	if !ok {
+		return e
+	}
+	cc.NodeId = new(uint64(raft.None))
+	data, err := proto.Marshal(cc)
+	if err != nil {
+		panic("consensus: encode a change of the membership: " + err.Error()) // it was decoded
+	}
+	return &raftpb.Entry{Type: e.Type, Data: data}
+}
+
+// configChange decodes what an entry carries. The applier stops at one that is malformed.
+func configChange(e *raftpb.Entry) (*raftpb.ConfChange, bool) {
+	var cc raftpb.ConfChange
+	if e.GetType() != raftpb.EntryConfChange || proto.Unmarshal(e.Data, &cc) != nil {
+		return nil, false
+	}
+	return &cc, true
 }

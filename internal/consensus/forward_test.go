@@ -384,6 +384,38 @@ func TestChangesOfTheMembershipWaitForEachOther(t *testing.T) {
 	}
 }
 
+// Both of two voters are asked to leave at once: the second removal, which would leave
+// nobody, is one that every member refuses.
+func TestLastVoterStays(t *testing.T) {
+	g := newGroup(t, 1, 2)
+	g.elect(2)
+	var removals []*raftpb.Entry
+	for _, id := range []uint64{1, 2} {
+		data, err := proto.Marshal(&raftpb.ConfChange{Type: raftpb.ConfChangeRemoveNode.Enum(), NodeId: new(id), Id: new(70 + id)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		removals = append(removals, &raftpb.Entry{Type: raftpb.EntryConfChange.Enum(), Data: data})
+	}
+	if _, _, ok := g.cores[2].Propose(removals); !ok {
+		t.Fatal("not taken")
+	}
+	g.settle()
+	if got := g.cores[2].conf.Voters; !slices.Equal(got, []uint64{2}) {
+		t.Fatalf("voters %v, want 2 alone", got)
+	}
+	last := g.cores[2].log.entries[len(g.cores[2].log.entries)-1]
+	cc, ok := configChange(last)
+	if !ok || cc.GetNodeId() != raft.None || cc.GetId() != 72 {
+		t.Errorf("the last entry is %v, want the second removal, of no member", last)
+	}
+	g.propose(2, "a")
+	g.settle()
+	if want := []string{"a"}; !slices.Equal(g.applied[2], want) {
+		t.Errorf("applied %q, want %q", g.applied[2], want)
+	}
+}
+
 func TestWaitingChangesAreBounded(t *testing.T) {
 	g := newGroup(t, 1, 2, 3)
 	g.elect(2)

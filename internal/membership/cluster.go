@@ -22,6 +22,9 @@ var (
 	ErrPeerURLExists   error = &refusal{"membership: peerURL exists", kv.ErrPeerURLExists}
 	ErrNotLearner      error = &refusal{"membership: can only promote a learner member", kv.ErrMemberNotLearner}
 	ErrTooManyLearners error = &refusal{"membership: too many learner members in cluster", kv.ErrTooManyLearners}
+
+	// ErrLastVoter is ours: with etcd a cluster whose last voter is removed ends in a panic.
+	ErrLastVoter error = &refusal{"membership: the last voter cannot be removed", kv.ErrNotEnoughStarted}
 )
 
 // What must stop the process: the log or the database says what no server that follows
@@ -240,6 +243,9 @@ func (s *State) decide(cc *raftpb.ConfChange, maxLearners int) (Change, error) {
 	case raftpb.ConfChangeRemoveNode:
 		if !known {
 			return Change{}, ErrIDNotFound
+		}
+		if voters, _ := s.countVoters(id); voters == 0 {
+			return Change{}, ErrLastVoter
 		}
 		ch.Member = Member{ID: id}
 

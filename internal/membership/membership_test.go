@@ -209,6 +209,8 @@ func TestConfChanges(t *testing.T) {
 		{remove(2), nil, nil},
 		{remove(2), ErrIDRemoved, kv.ErrMemberNotFound},
 		{add(m2), ErrIDRemoved, nil},
+		{remove(3), nil, nil},
+		{remove(1), ErrLastVoter, kv.ErrNotEnoughStarted}, // 4 is a learner
 		{change(raftpb.ConfChangeAddNode, 7, []byte("{")), ErrMalformed, nil},
 		{change(raftpb.ConfChangeAddNode, 7, Context{Member: Member{ID: 8}}.JSON()), ErrMalformed, nil},
 		{change(77, 7, nil), ErrMalformed, nil},
@@ -233,8 +235,8 @@ func TestConfChanges(t *testing.T) {
 			t.Fatalf("step %d: read back\n%s\nwant\n%s", i, got, want)
 		}
 	}
-	want := `{"Members":[{"id":1,"peerURLs":["http://a:1"],"name":"one"},{"id":3,"peerURLs":["http://c:1"]},` +
-		`{"id":4,"peerURLs":["http://d:1"],"isLearner":true}],"Removed":[2],` +
+	want := `{"Members":[{"id":1,"peerURLs":["http://a:1"],"name":"one"},` +
+		`{"id":4,"peerURLs":["http://d:1"],"isLearner":true}],"Removed":[2,3],` +
 		`"Version":{"Major":0,"Minor":0,"Patch":0,"Pre":""},"Downgrade":{"target-version":"","enabled":false}}`
 	if got, err := json.Marshal(c.State()); err != nil || string(got) != want {
 		t.Errorf("got  %s\nwant %s (%v)", got, want, err)
@@ -244,8 +246,10 @@ func TestConfChanges(t *testing.T) {
 func TestAttributesAndVersion(t *testing.T) {
 	b := buckets{}
 	c := mustLoad(t, b)
-	if _, err := c.Apply(add(Member{ID: 1, PeerURLs: []string{"http://a:1"}})); err != nil {
-		t.Fatal(err)
+	for id, url := range map[ID]string{1: "http://a:1", 3: "http://b:1"} {
+		if _, err := c.Apply(add(Member{ID: id, PeerURLs: []string{url}})); err != nil {
+			t.Fatal(err)
+		}
 	}
 	if err := c.SetAttributes(1, "n", []string{"http://c:1"}); err != nil {
 		t.Fatal(err)

@@ -46,14 +46,20 @@ func (n *Node) AddMember(ctx context.Context, peerURLs []string, learner bool) (
 }
 
 // RemoveMember takes a member out of the cluster for ever and returns those that stay:
-// kv.ErrMemberNotFound, and unless the checks are switched off kv.ErrNotEnoughStarted or
-// kv.ErrUnhealthy where those might not have a quorum.
+// kv.ErrMemberNotFound, kv.ErrNotEnoughStarted for the last voter, and unless the checks are
+// switched off that or kv.ErrUnhealthy where those that stay might not have a quorum.
 func (n *Node) RemoveMember(ctx context.Context, id uint64) ([]*pb.Member, error) {
 	state := n.cluster.State()
 	if err := n.mayRemove(state, membership.ID(id)); err != nil {
 		return nil, err
 	}
-	return n.change(ctx, raftpb.ConfChangeRemoveNode, membership.ID(id), nil)
+	all, err := n.change(ctx, raftpb.ConfChangeRemoveNode, membership.ID(id), nil)
+	if errors.Is(err, kv.ErrMemberNotFound) {
+		if _, known := n.cluster.State().Member(membership.ID(id)); known {
+			return nil, kv.ErrNotEnoughStarted // it has become the last voter; see consensus
+		}
+	}
+	return all, err
 }
 
 func (n *Node) mayRemove(state *membership.State, id membership.ID) error {

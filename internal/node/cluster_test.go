@@ -330,6 +330,20 @@ func TestMembersComeAndGo(t *testing.T) {
 	c.same()
 }
 
+// A member that is alone cannot be removed, even without checks. etcd ends in a panic.
+func TestLastVoterCannotBeRemoved(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	cfg.StrictReconfigCheck = false
+	n := run(t, cfg)
+	if all, err := n.RemoveMember(t.Context(), n.id); !errors.Is(err, kv.ErrNotEnoughStarted) {
+		t.Errorf("removed, %v are left, error %v", all, err)
+	}
+	if _, err := n.RemoveMember(t.Context(), 4711); !errors.Is(err, kv.ErrMemberNotFound) {
+		t.Errorf("remove a stranger: %v", err)
+	}
+	put(t, n, "k", "v")
+}
+
 func TestLeaseOnAnyMember(t *testing.T) {
 	c := newCluster(t, 3, nil)
 	f := c.nodes[c.follower()]

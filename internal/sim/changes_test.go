@@ -31,12 +31,18 @@ func (w *world) grow(m *member) {
 	}, w.check.added)
 }
 
-// shrink asks a member to remove one, which may be itself.
+// shrink asks a member to remove one, which may be itself. Of two voters none is removed: if
+// the one that stays is stopped before it knows that the removal is committed, and the other
+// does, there is no quorum any more.
 func (w *world) shrink(m *member) {
-	if len(w.check.added)-len(w.check.learners) <= 1 {
+	from := w.check.added
+	if len(w.check.added)-len(w.check.learners) <= 2 {
+		from = w.check.learners
+	}
+	if len(from) == 0 {
 		return
 	}
-	id := w.oneOf(w.check.added)
+	id := w.oneOf(from)
 	w.change(m, func(ctx context.Context, n *node.Node) (membership.ID, error) {
 		_, err := n.RemoveMember(ctx, uint64(id))
 		return id, err
@@ -87,6 +93,7 @@ func (w *world) change(m *member, ask func(context.Context, *node.Node) (members
 			case err == nil && done != nil && !done[id] && !w.check.removed[id]:
 				w.fail("a change of member %s was acknowledged, and is not committed", id)
 			case err == nil, errors.Is(err, kv.ErrLearnerNotReady), errors.Is(err, kv.ErrMemberNotLearner), errors.Is(err, kv.ErrMemberNotFound):
+			case errors.Is(err, kv.ErrNotEnoughStarted) && w.check.lastVoter(id):
 			case errors.Is(err, kv.ErrStopped) && !alive():
 			case errors.Is(err, kv.ErrNoSpace) && disk.outOfRoom(sent):
 			case (errors.Is(err, kv.ErrTimeout) || errors.Is(err, context.DeadlineExceeded)) && (took >= w.plan.requestTimeout() || jumped):

@@ -196,6 +196,11 @@ func (c *checker) changed(e *raftpb.Entry) {
 	}
 }
 
+// lastVoter reports whether nobody else has a vote.
+func (c *checker) lastVoter(id membership.ID) bool {
+	return c.added[id] && !c.learners[id] && len(c.added)-len(c.learners) == 1
+}
+
 // request notes that a request is committed, which is to be once at most.
 func (c *checker) request(req wire.RaftRequest) {
 	value := ""
