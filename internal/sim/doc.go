@@ -1,5 +1,5 @@
 // Package sim runs whole clusters in one goroutine, from one seed: the real node,
-// consensus, log, store and state machine of three to five members, on a simulated
+// consensus, log, store and state machine of one to five members, on a simulated
 // network, disk and clock, under clients and faults, with checkers that look on. All of
 // it is in the package's tests.
 //
@@ -29,7 +29,8 @@
 //   - Clients put, get, delete, compare and swap, grant, renew and revoke leases, compact,
 //     and watch, each through one member at a time.
 //
-//   - Members are added as learners and voters, promoted and removed, themselves too; they
+//   - Members are added as learners and voters, promoted and removed, themselves too, until
+//     two voters are left; they
 //     start with nothing, once their addition is committed.
 //
 //   - In some runs one member takes proposals as an etcd that leads does: it minds their
