@@ -1,7 +1,6 @@
 package quorate
 
 import (
-	"strconv"
 	"strings"
 
 	"quorate/internal/config"
@@ -19,8 +18,6 @@ func (s *Server) measure(n *node.Node) {
 		}
 		m.FeatureEnabled.With(f.Name, f.Stage).Set(on)
 	}
-	id := strconv.FormatUint(n.MemberID(), 16)
-	m.KnownPeers.With(id, id).Set(1)
 	m.ClusterVersion.Read(func() string {
 		// Major and minor alone, as etcd has it.
 		major, rest, _ := strings.Cut(n.Status().ClusterVersion, ".")

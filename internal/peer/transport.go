@@ -107,7 +107,13 @@ func New(o Options) *Transport {
 // Open gives the Transport its identity and the member behind it. It is called once.
 func (t *Transport) Open(self, cluster membership.ID, h Handler) {
 	t.self, t.cluster, t.h = self, cluster, h
+	t.known(self, 1)
 	t.opened.Store(true)
+}
+
+// known notes in the metrics whether a member is known to be one: 1 or 0.
+func (t *Transport) known(id membership.ID, is int64) {
+	t.met.KnownPeers.With(t.self.String(), id.String()).Set(is)
 }
 
 // Handler is the whole peer port. Streams need HTTP/1.1.
@@ -183,6 +189,7 @@ func (t *Transport) add(id membership.ID, peerURLs []string, connect bool) {
 	t.mu.Unlock()
 
 	if start {
+		t.known(id, 1)
 		r.update(urls)
 		r.start()
 		t.log.Info("added a peer", "remote-peer-id", id.String(), "remote-peer-urls", peerURLs)
@@ -222,6 +229,7 @@ func (t *Transport) Remove(id membership.ID) {
 	delete(t.remotes, id)
 	t.mu.Unlock()
 	if r != nil {
+		t.known(id, 0)
 		r.stop()
 		t.log.Info("removed a peer", "remote-peer-id", id.String())
 	}

@@ -280,6 +280,20 @@ func (h *member) next(t testing.TB) *raftpb.Message {
 	}
 }
 
+// The metrics tell which members are known, itself included, as etcd's do.
+func TestKnownPeers(t *testing.T) {
+	a, b := start(t, 1, ""), start(t, 2, "")
+	known := func(id string) float64 { return a.met.KnownPeers.With("1", id).Value() }
+	connect(t, a, b)
+	if known("1") != 1 || known("2") != 1 {
+		t.Errorf("known: itself %v, the other %v", known("1"), known("2"))
+	}
+	a.Remove(2)
+	if known("1") != 1 || known("2") != 0 {
+		t.Errorf("known after a removal: itself %v, the other %v", known("1"), known("2"))
+	}
+}
+
 // What is sent on one stream arrives, once and in order, both ways at once.
 func TestOrder(t *testing.T) {
 	a, b, c := start(t, 1, ""), start(t, 2, ""), start(t, 3, "")
