@@ -37,7 +37,8 @@ type checker struct {
 	rev     int64             // up to which they are known
 
 	applications map[string]int          // of requests that write a unique value
-	appliedAt    map[string]int64        // first seen committed, in order with calls
+	unapplied    []committedRequest      // by index
+	appliedAt    map[string]int64        // first seen applied, in order with calls
 	ops          []*op                   // that are over
 	promises     map[int64][]promise     // by lease
 	revoked      map[int64]time.Duration // by lease
@@ -59,6 +60,12 @@ type change struct {
 	rev, sub   int64
 	key, value string
 	deleted    bool
+}
+
+// committedRequest is one that no member was seen to have applied yet.
+type committedRequest struct {
+	index uint64
+	tag   string
 }
 
 // promise is what a client was told of a lease: that it lasts from at least then.
@@ -157,7 +164,7 @@ func (c *checker) commit(m *member, e *raftpb.Entry) {
 		c.w.fail("entry %d: %v", at.index, err)
 		return
 	}
-	c.request(req)
+	c.request(at.index, req)
 }
 
 // changed notes a change of the membership, and has a member start that was added.
@@ -202,7 +209,7 @@ func (c *checker) lastVoter(id membership.ID) bool {
 }
 
 // request notes that a request is committed, which is to be once at most.
-func (c *checker) request(req wire.RaftRequest) {
+func (c *checker) request(index uint64, req wire.RaftRequest) {
 	value := ""
 	switch req.Field {
 	case wire.FieldPut:
@@ -233,7 +240,16 @@ func (c *checker) request(req wire.RaftRequest) {
 	if n := c.applications[value]; n > 1 {
 		c.w.fail("request %s was applied %d times", value, n)
 	} else {
-		c.appliedAt[value] = c.tick()
+		c.unapplied = append(c.unapplied, committedRequest{index, value})
+	}
+}
+
+// shown notes which requests a member is the first to have applied. A sole voter's reads
+// see no request before that, others' reads none before it is committed.
+func (c *checker) shown(to uint64) {
+	for len(c.unapplied) > 0 && c.unapplied[0].index <= to {
+		c.appliedAt[c.unapplied[0].tag] = c.tick()
+		c.unapplied = c.unapplied[1:]
 	}
 }
 
@@ -263,6 +279,7 @@ func (c *checker) applied(m *member) {
 		m.installed = c.w.now() // more than it was told to apply
 		m.handed = m.at
 	}
+	c.shown(m.at)
 	c.learn(m)
 
 	var b strings.Builder

@@ -35,7 +35,7 @@ var register = porcupine.Model{
 const linearMax = 10 * time.Second
 
 // linear checks that each key's history is linearizable. Of a request without an answer
-// the log says whether it took place; if so, before its entry was first seen committed.
+// the log says whether it took place; if so, before its entry was first seen applied.
 func (c *checker) linear() {
 	keys := map[string][]porcupine.Operation{}
 	for _, o := range c.ops {
