@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -43,7 +44,8 @@ func serve(args, flags, environ []string) int {
 	}
 
 	// What is wrong with the configuration is logged, in the way that it asks for if that
-	// much of it is right.
+	// much of it is right. What is wrong with that is what Parse says already, but for files
+	// that cannot be opened.
 	var options logging.Options
 	if parsed != nil {
 		options = parsed.Log
@@ -51,7 +53,7 @@ func serve(args, flags, environ []string) int {
 	log, files, logErr := logging.New(options)
 	if logErr != nil {
 		log, files, _ = logging.New(logging.Options{}) // stderr, which cannot fail
-		err = errors.Join(err, logErr)
+		err = cmp.Or(err, logErr)
 	}
 	defer closeLog(files)
 	if parsed != nil {

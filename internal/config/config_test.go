@@ -396,7 +396,6 @@ func TestRefused(t *testing.T) {
 		{"--name", true, "flag needs an argument: -name"},
 		{"--heartbeat-interval=x", true, `invalid value "x" for flag -heartbeat-interval: parse error`},
 		{"--feature-gates=Foo=true", true, `invalid value "Foo=true" for flag -feature-gates: unrecognized feature gate: Foo`},
-		{"--initial-cluster-state=foo", true, `invalid value "foo" for flag -initial-cluster-state: invalid value`},
 		{"--max-concurrent-streams=foo", true, `invalid value "foo" for flag -max-concurrent-streams: strconv.ParseUint: parsing "foo": invalid syntax`},
 		{"--zzzzzzzzzz", true, "flag provided but not defined: -zzzzzzzzzz"},
 		{"--pre-vote false", false, `"false" is not a valid flag`},
@@ -413,7 +412,7 @@ func TestRefused(t *testing.T) {
 		{"--auto-compaction-retention=foo", false, `error parsing CompactionRetention: time: invalid duration "foo"`},
 		{"--config-file /nonexistent", false, "open /nonexistent: no such file or directory"},
 		{"--logger=capnslog", false, "--logger=capnslog is removed in v3.5"},
-		{"--log-level=loud", false, `unrecognized level: "loud"`},
+		{"--log-level=loud", false, `--log-level: unrecognized level: "loud"`},
 		{"--tls-min-version=TLS1.3 --cipher-suites=TLS_AES_128_GCM_SHA256", false, "cipher suites cannot be configured when only TLS1.3 is enabled"},
 		{"--feature-gates=LeaseCheckpointPersist=true", false, "enabling feature gate LeaseCheckpointPersist requires enabling feature gate LeaseCheckpoint"},
 		{"--discovery-srv=x --initial-cluster=a=http://b:1", false, errBootstrapConflict.Error()},
@@ -423,6 +422,8 @@ func TestRefused(t *testing.T) {
 		{"--listen-metrics-urls https://127.0.0.1:1", false, "client TLS key/cert (--cert-file, --key-file) must be provided for metrics secure url"},
 		{"--compact-hash-check-time=0", false, "--compact-hash-check-time must be >0 (set to 0s)"},
 		// What etcd does not say.
+		{"--initial-cluster-state=foo", true, `invalid value "foo" for flag -initial-cluster-state: must be new or existing`},
+		{"--max-learners=-1", false, "--max-learners must be >=0 (set to -1)"},
 		{"gateway start", true, "etcd's gateway is not a part of quorate; etcd's own works with it"},
 		{"--date-dir=x", true, "flag provided but not defined: -date-dir\ndid you mean --data-dir?"},
 		{"--advertise-client-url=x", true, "flag provided but not defined: -advertise-client-url\ndid you mean --advertise-client-urls?"},
@@ -443,15 +444,21 @@ func TestRefused(t *testing.T) {
 		t.Errorf("environment: %v", err)
 	}
 	for text, want := range map[string]string{
-		"heartbeat-interval: x":               "invalid value x for heartbeat-interval in the configuration file: parse error",
-		"pre-vote: [1]":                       "invalid value [1] for pre-vote in the configuration file: unexpected list",
-		"peer-transport-security:\n- x\n":     "", // unknown key, ignored
-		"{":                                   "read ",
-		"- a":                                 "read ",
-		"watch-progress-notify-interval: 1.5": "invalid value 1.5 for watch-progress-notify-interval",
+		"heartbeat-interval: x":               "invalid value x for heartbeat-interval: parse error",
+		"pre-vote: [1]":                       "invalid value [1] for pre-vote: unexpected list",
+		"peer-transport-security:\n- x\n":     "invalid value [x] for peer-transport-security: it must have keys and values of its own below it",
+		"discovery-config:\n  client: x\n":    "invalid value x for discovery-config.client: it must have keys and values of its own below it",
+		"name: {a: b}":                        "invalid value map[a:b] for name: it must be a single value",
+		"{":                                   "yaml: line 1: did not find expected node content",
+		"- a":                                 `it must consist of flags and their values, one "name: value" a line`,
+		"a":                                   `it must consist of flags and their values, one "name: value" a line`,
+		"watch-progress-notify-interval: 1.5": `invalid value 1.5 for watch-progress-notify-interval: strconv.ParseInt: parsing "1.5": invalid syntax`,
+		"nosuch: {a: {b: c}}":                 "",
+		"":                                    "",
 	} {
-		_, err := parse(t, "--config-file", writeFile(t, text))
-		if want == "" && err != nil || want != "" && (err == nil || !strings.HasPrefix(err.Error(), want)) {
+		file := writeFile(t, text)
+		_, err := parse(t, "--config-file", file)
+		if want == "" && err != nil || want != "" && (err == nil || err.Error() != "read "+file+": "+want) {
 			t.Errorf("%q: %v, want %s", text, err, want)
 		}
 	}

@@ -75,22 +75,58 @@ func (t *table) readFile(name string) error {
 	}
 	dec := json.NewDecoder(bytes.NewReader(js))
 	dec.UseNumber() // nanoseconds do not fit a float64
-	var doc map[string]any
+	var doc any
 	if err := dec.Decode(&doc); err != nil {
 		return fmt.Errorf("read %s: %w", name, err)
 	}
-	flags := t.fileKeys()
-	return walk("", doc, func(key string, value any) error {
-		name, ok := flags[key]
-		if !ok {
+	top, ok := doc.(map[string]any)
+	if !ok && doc != nil { // an empty file says nothing
+		return fmt.Errorf("read %s: it must consist of flags and their values, one \"name: value\" a line", name)
+	}
+	if err := t.setAll("", top, t.fileKeys()); err != nil {
+		return fmt.Errorf("read %s: %w", name, err)
+	}
+	return nil
+}
+
+// setAll sets what a mapping says, in order of keys. flags are the flags by their keys, and
+// prefix is what the mapping's own keys begin with there.
+func (t *table) setAll(prefix string, doc map[string]any, flags map[string]string) error {
+	for _, k := range slices.Sorted(maps.Keys(doc)) {
+		key, value := prefix+strings.ToLower(k), doc[k]
+		section, isMap := value.(map[string]any)
+		name, isFlag := flags[key]
+		var err error
+		switch {
+		case value == nil:
+		case isFlag && isMap:
+			err = errors.New("it must be a single value")
+		case isFlag:
+			err = t.setFromFile(name, value)
+		case isMap:
+			if err := t.setAll(key+".", section, flags); err != nil {
+				return err
+			}
+		case isSection(key):
+			err = errors.New("it must have keys and values of its own below it")
+		default:
 			t.notes.warn("unknown key in the configuration file is ignored", "key", key)
-			return nil
 		}
-		if err := t.setFromFile(name, value); err != nil {
-			return fmt.Errorf("invalid value %v for %s in the configuration file: %w", value, key, err)
+		if err != nil {
+			return fmt.Errorf("invalid value %v for %s: %w", value, key, err)
 		}
-		return nil
-	})
+	}
+	return nil
+}
+
+// isSection reports whether a key has keys below it.
+func isSection(key string) bool {
+	for k := range sections {
+		if strings.HasPrefix(k, key+".") {
+			return true
+		}
+	}
+	return false
 }
 
 // fileKeys are all keys of a file and the flags that they set.
@@ -106,23 +142,6 @@ func (t *table) fileKeys() map[string]string {
 		}
 	}
 	return keys
-}
-
-// walk calls fn with every value of a document that is not a mapping, in order of keys.
-func walk(prefix string, doc map[string]any, fn func(key string, value any) error) error {
-	for _, k := range slices.Sorted(maps.Keys(doc)) {
-		key := prefix + strings.ToLower(k)
-		var err error
-		if m, ok := doc[k].(map[string]any); ok {
-			err = walk(key+".", m, fn)
-		} else if doc[k] != nil {
-			err = fn(key, doc[k])
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // setFromFile sets a flag from a value of JSON. A number for a duration is nanoseconds, as

@@ -356,7 +356,7 @@ type choice struct {
 
 func (c *choice) Set(s string) error {
 	if !slices.Contains(c.of, s) {
-		return errors.New("invalid value")
+		return fmt.Errorf("must be %s", strings.Join(c.of, " or "))
 	}
 	*c.value = s
 	return nil

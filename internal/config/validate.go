@@ -30,6 +30,9 @@ func (c *Config) validateLog() error {
 	default:
 		return fmt.Errorf("unknown logger option %q", c.Logger)
 	}
+	if _, err := logging.ParseLevel(c.Log.Level); err != nil {
+		return fmt.Errorf("--log-level: %w", err)
+	}
 	return logging.Check(c.Log)
 }
 
@@ -137,6 +140,9 @@ func (c *Config) validateLimits() error {
 	}
 	if c.Tracing.Enabled && (c.Tracing.SamplingRate < 0 || c.Tracing.SamplingRate > 1_000_000) {
 		return errors.New("distributed tracing configurition is not valid: (--distributed-tracing-sampling-rate must be between 0 and 1000000)")
+	}
+	if c.MaxLearners < 0 {
+		return fmt.Errorf("--max-learners must be >=0 (set to %d)", c.MaxLearners)
 	}
 	if c.MaxRequestBytes == 0 || c.MaxRequestBytes > 1<<30 {
 		return fmt.Errorf("--max-request-bytes %d must be between 1 and %d", c.MaxRequestBytes, 1<<30)

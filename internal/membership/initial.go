@@ -20,13 +20,16 @@ func ParseInitialCluster(s string) (InitialCluster, error) {
 		if pair == "" {
 			continue
 		}
-		name, u, _ := strings.Cut(pair, "=")
+		name, u, ok := strings.Cut(pair, "=")
+		if !ok {
+			return nil, fmt.Errorf("%q is not a name and a URL, name=URL", pair)
+		}
 		ic[name] = append(ic[name], u)
 	}
 	for name, urls := range ic {
 		parsed, err := ParseURLs(urls)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("member %q: %w", name, err)
 		}
 		ic[name] = parsed
 	}

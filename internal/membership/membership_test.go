@@ -103,10 +103,10 @@ func TestParseInitialCluster(t *testing.T) {
 		{",a=http://b:1,,", "a=http://b:1", ""},
 		{"a= http://b:1", "a=http://b:1", ""},
 		{"", "", ""},
-		{"a", "", "URL scheme must be"},
+		{"a", "", `"a" is not a name and a URL, name=URL`},
 		{"a=http://b", "", `does not have the form "host:port"`},
 		{"a=http://b:1/x", "", "must not contain a path"},
-		{"a=ftp://b:1", "", "URL scheme must be"},
+		{"a=ftp://b:1", "", `member "a": URL scheme must be`},
 		{"a=http://b:x", "", "invalid port"},
 		{"a=unix://x", "a=unix://x", ""},
 	} {
