@@ -160,8 +160,24 @@ func (c *crashTest) crash(m *vfs.Mem, seed uint64, depth int) {
 	}
 	more := entries(last+1, last+1+rnd.Uint64N(4), term+1, 1+rnd.IntN(2000))
 	hs := hard(term+1, 1, last)
+	// The power may fail again while it does.
+	var torn *vfs.Mem
+	after.Hook = func(op vfs.Op) error {
+		opening.Lock()
+		defer opening.Unlock()
+		if depth > 0 && op.Kind == "sync" && strings.HasSuffix(op.Name, segmentSuffix) {
+			torn = after.Crash(seed + 5)
+		}
+		return nil
+	}
 	if err := l.Append(more, hs, true); err != nil {
 		fail("append after recovery: %v", err)
+	}
+	opening.Lock()
+	after.Hook = nil
+	opening.Unlock()
+	if torn != nil {
+		c.from(rec, step{entries: more, hard: new(stateOf(hs)), sync: true}).crash(torn, seed+6, depth-1)
 	}
 	if depth > 0 {
 		end := after.Crash(seed + 3)
@@ -180,6 +196,17 @@ func (c *crashTest) crash(m *vfs.Mem, seed uint64, depth int) {
 		return
 	}
 	l.abandon()
+}
+
+// from is the test of a log that was recovered as rec and is doing s.
+func (c *crashTest) from(rec *Recovered, s step) *crashTest {
+	all := c.done.append(c.doing.entries).entries
+	d := model{entries: append(slices.Clip(all[:rec.Snapshot.Index]), rec.Entries...), mark: rec.Snapshot.Index}
+	if rec.HardState != nil {
+		d.hard = stateOf(rec.HardState)
+		d.synced = d.hard.commit
+	}
+	return &crashTest{t: c.t, opts: c.opts, done: d, doing: s}
 }
 
 // abandon stops a log's goroutine and nothing else.

@@ -158,6 +158,7 @@ type chain struct {
 	sum     uint32
 	started bool
 	synced  int64 // of the segment being read, was on disk before more was written
+	cut     bool  // it ends inside a group
 }
 
 // scan calls see for every record of the segment, in order, with its offset, and returns
@@ -182,6 +183,7 @@ func (r *reader) scan(c *chain, last bool, see func(rec record, off int64) error
 			}
 		}
 		if b != nil {
+			c.cut = off < g.end
 			end, err := r.judge(off, g, b, last)
 			return off, end, err
 		}

@@ -12,7 +12,8 @@ package wal
 //  2. nothing follows that was written later.
 //
 // What was written later is known exactly in a group of ours: everything after its
-// length. Where the mark of a group is itself lost, it is any later mark. etcd writes no
+// length, but for the mark by which a start has cut it off, which may be torn itself.
+// Where the mark of a group is itself lost, it is any later mark. etcd writes no
 // marks, so behind its records it is any valid record, though that may refuse a tail that
 // was torn in several places.
 func (r *reader) judge(off int64, g group, b *bad, last bool) (end int64, err error) {
@@ -42,7 +43,7 @@ func (r *reader) judge(off int64, g group, b *bad, last bool) (end int64, err er
 	later := int64(-1)
 	switch {
 	case inside:
-		if end > g.end {
+		if end > max(g.end, off+markBytes) {
 			later = g.end
 		}
 	case g.end == off:

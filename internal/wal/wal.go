@@ -260,7 +260,7 @@ func (l *Log) recover(segs []*segment, synced uint64) (*Recovered, space, error)
 	l.state = p.state
 	l.mu.mark = rec.Snapshot.Index
 	rec.Cut = end - l.off
-	tail, err := l.cut(segs[len(segs)-1], c.synced, end)
+	tail, err := l.cut(segs[len(segs)-1], c, end)
 	return rec, tail, err
 }
 
@@ -269,7 +269,10 @@ func (l *Log) recover(segs []*segment, synced uint64) (*Recovered, space, error)
 // a process that crashed may have left it in memory only. It is written once more, for the
 // process may have crashed because the disk failed; then the system takes what is in memory
 // for written, and a sync alone would do nothing.
-func (l *Log) cut(s *segment, synced, end int64) (space, error) {
+//
+// If the log ends inside a group, an empty group ends that one: else what is written next,
+// if it is torn in turn, would be taken for a later write behind a group that is damaged.
+func (l *Log) cut(s *segment, c chain, end int64) (space, error) {
 	fail := func(err error) (space, error) { return space{}, fmt.Errorf("repair log: %w", err) }
 	if end > l.off {
 		if err := copyFile(l.fs, s.f, end, filepath.Join(l.dir, s.name+brokenSuffix)); err != nil {
@@ -279,11 +282,22 @@ func (l *Log) cut(s *segment, synced, end int64) (space, error) {
 			return fail(err)
 		}
 	}
-	if err := copyBytes(s.f, s.f, synced, l.off, s.name); err != nil {
+	if err := copyBytes(s.f, s.f, c.synced, l.off, s.name); err != nil {
 		return fail(err)
 	}
 	if err := s.f.Sync(); err != nil {
 		return fail(err)
+	}
+	if c.cut {
+		b := appendMark(nil, c.sum)
+		sealMark(b, l.off, c.sum)
+		if _, err := s.f.WriteAt(b, l.off); err != nil {
+			return fail(err)
+		}
+		if err := s.f.Sync(); err != nil {
+			return fail(err)
+		}
+		l.off += int64(len(b))
 	}
 	if err := removeLeftovers(l.fs, l.dir); err != nil {
 		return fail(err)
