@@ -319,7 +319,7 @@ func (d *devCluster) stop(signals <-chan os.Signal) error {
 }
 
 // endsWithin waits for the end of the process. It returns false when a signal came meanwhile that calls
-// for haste: some programs send one to the process and its group, so that the first second's count as one.
+// for haste; those that come soon after begin do not, see sameSignal.
 func (m *devMember) endsWithin(d time.Duration, signals <-chan os.Signal, begin time.Time) bool {
 	timeout := time.NewTimer(d)
 	defer timeout.Stop()
@@ -330,7 +330,7 @@ func (m *devMember) endsWithin(d time.Duration, signals <-chan os.Signal, begin 
 		case <-timeout.C:
 			return true // it is late alone
 		case <-signals:
-			if time.Since(begin) > time.Second {
+			if time.Since(begin) >= sameSignal {
 				return false
 			}
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"syscall"
+	"time"
 
 	"quorate"
 	"quorate/internal/config"
@@ -25,6 +26,10 @@ const (
 	exitFailed = 1
 	exitUsage  = 2
 )
+
+// sameSignal is for how long after the signal to stop further ones are taken for the same: some
+// programs (timeout, some supervisors) send one to the process and one to its group.
+const sameSignal = time.Second
 
 // serve runs a member until it is told to stop or cannot go on. args is the command line
 // as it was given, flags what follows "serve".
@@ -122,9 +127,13 @@ func runServer(cfg *config.Config, log *slog.Logger) int {
 	}
 	notifySystemd(log, daemon.SdNotifyStopping)
 	go func() {
-		<-signals
-		log.Warn("received a signal while stopping; exiting at once")
-		os.Exit(exitFailed)
+		for begin := time.Now(); ; {
+			<-signals
+			if time.Since(begin) >= sameSignal {
+				log.Warn("received a signal while stopping; exiting at once")
+				os.Exit(exitFailed)
+			}
+		}
 	}()
 	if err := server.Close(); err != nil {
 		log.Error("failed to stop in order", "error", err)
