@@ -212,14 +212,25 @@ func (l *lineWatch) changed(events []*mvccpb.Event) error {
 // wakeFirst wakes those whose turn it is: whose key was created first. It may be more than
 // one key if a transaction created several.
 func (l *lineWatch) wakeFirst() {
-	if !l.loaded {
+	if !l.loaded || len(l.front.first) == 0 {
 		return
 	}
+	created := l.front.first[0].created
 	for _, s := range l.front.first {
-		if s.created != l.front.first[0].created {
+		if s.created != created {
 			return
 		}
-		l.wake(s.key, nil, func(w *waiter) bool { return w.rev == s.created })
+		l.wake(s.key, nil, func(w *waiter) bool { return w.rev == created })
+	}
+	if l.front.whole {
+		return
+	}
+	// There was no room for all: others of that transaction may stand behind. Who does not
+	// any more hears of it by the change that is still to come.
+	v := l.View()
+	defer v.Release()
+	for key := range l.waiting {
+		l.wake(key, nil, func(w *waiter) bool { return w.rev == created && createdAs(v, w.key) == created })
 	}
 }
 
