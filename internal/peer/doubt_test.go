@@ -27,6 +27,7 @@ type link struct {
 	mu    sync.Mutex
 	away  bool // new connections are not taken, and old ones lost
 	held  bool // nothing comes through, and nothing is lost
+	over  bool // the test is
 	conns map[net.Conn]bool
 	lost  chan struct{} // closed when what stands is lost
 	wg    sync.WaitGroup
@@ -51,6 +52,12 @@ func newLink(t *testing.T, to string, delay time.Duration) *link {
 				continue
 			}
 			k.mu.Lock()
+			if k.over {
+				k.mu.Unlock()
+				in.Close()
+				out.Close()
+				return
+			}
 			k.conns[in], k.conns[out] = true, true
 			lost := k.lost
 			if k.away { // TCP would not even have connected them: nothing comes from here
@@ -65,6 +72,7 @@ func newLink(t *testing.T, to string, delay time.Duration) *link {
 	t.Cleanup(func() {
 		l.Close()
 		k.mu.Lock()
+		k.over = true // one that was accepted just now is closed by who accepted it
 		for c := range k.conns {
 			c.Close()
 		}
