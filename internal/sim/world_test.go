@@ -329,6 +329,12 @@ func (w *world) settled() bool {
 		if m.gone {
 			continue
 		}
+		if m.n != nil && m.runs > 1 && w.check.removed[m.id] && len(m.n.Cluster().State().Members) == 0 {
+			// It was removed before it had heard of anybody who could tell it: as with etcd
+			// it waits for ever, until somebody ends it.
+			m.gone = true
+			m.crash(false)
+		}
 		if m.n == nil || w.check.removed[m.id] || m.applied() != w.check.committedTo() {
 			return false
 		}
