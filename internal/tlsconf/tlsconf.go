@@ -288,6 +288,7 @@ func (s *Source) read() (*state, error) {
 	if st.cert, err = pair(f.CertFile, f.KeyFile); err != nil {
 		return nil, err
 	}
+	s.warnOfTime(f.CertFile, st)
 	st.client = st.cert
 	if f.ClientCertFile != "" {
 		if st.client, err = pair(f.ClientCertFile, f.ClientKeyFile); err != nil {
@@ -307,6 +308,15 @@ func (s *Source) read() (*state, error) {
 	return st, nil
 }
 
+// warnOfTime says when a certificate is used outside its time: nobody will trust it, and they
+// say so on their side alone.
+func (s *Source) warnOfTime(file string, st *state) {
+	if c := st.cert.Leaf; c != nil && (st.made.After(c.NotAfter) || st.made.Before(c.NotBefore)) {
+		s.log.Warn("certificate has expired or is not yet valid; replace the file, without a restart",
+			"cert-file", file, "not-before", c.NotBefore, "not-after", c.NotAfter)
+	}
+}
+
 func pair(certFile, keyFile string) (*tls.Certificate, error) {
 	cert, err := os.ReadFile(certFile)
 	if err != nil {
@@ -318,7 +328,7 @@ func pair(certFile, keyFile string) (*tls.Certificate, error) {
 	}
 	c, err := tls.X509KeyPair(cert, key)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("certificate %s with key %s: %w", certFile, keyFile, err)
 	}
 	return &c, nil
 }
@@ -337,7 +347,7 @@ func pool(name string) (*x509.CertPool, error) {
 		}
 		c, err := x509.ParseCertificate(block.Bytes)
 		if err != nil {
-			return nil, err
+			return nil, fmt.Errorf("trusted CA file %s: %w", name, err)
 		}
 		p.AddCert(c)
 		n++
@@ -358,7 +368,7 @@ func revoked(name string) (map[string]bool, error) {
 	}
 	list, err := x509.ParseRevocationList(data)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("revocation list %s: %w", name, err)
 	}
 	serials := make(map[string]bool)
 	for _, c := range list.RevokedCertificateEntries {

@@ -26,6 +26,7 @@ type authority struct {
 	t    *testing.T
 	cert *x509.Certificate
 	key  *ecdsa.PrivateKey
+	from time.Time // of what it issues, which is valid for two hours
 }
 
 func newAuthority(t *testing.T, name string) *authority {
@@ -47,7 +48,7 @@ func newAuthority(t *testing.T, name string) *authority {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &authority{t, cert, key}
+	return &authority{t, cert, key, time.Now().Add(-time.Hour)}
 }
 
 // issue writes name.pem and name-key.pem into dir and returns their paths.
@@ -59,7 +60,7 @@ func (a *authority) issue(dir, name, cn string, serial int64, hosts ...string) (
 	}
 	tmpl := &x509.Certificate{
 		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: cn},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		NotBefore: a.from, NotAfter: a.from.Add(2 * time.Hour),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth},
 		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, DNSNames: hosts,
 	}
@@ -348,11 +349,11 @@ func TestStartErrors(t *testing.T) {
 	}{
 		{"no key", Files{CertFile: cert}, Protocol{}, "KeyFile and CertFile must both be present[key: , cert: " + cert + "]"},
 		{"missing file", Files{CertFile: cert, KeyFile: dir + "/none"}, Protocol{}, "open " + dir + "/none: no such file or directory"},
-		{"wrong pair", Files{CertFile: cert, KeyFile: cert}, Protocol{}, "tls: found a certificate rather than a key in the PEM for the private key"},
+		{"wrong pair", Files{CertFile: cert, KeyFile: cert}, Protocol{}, "certificate " + cert + " with key " + cert + ": tls: found a certificate rather than a key in the PEM for the private key"},
 		{"half a client pair", Files{CertFile: cert, KeyFile: key, ClientCertFile: cert}, Protocol{}, "ClientKeyFile and ClientCertFile must both be present or both absent: key: , cert: " + cert + "]"},
 		{"cn and hostname", Files{CertFile: cert, KeyFile: key, AllowedCNs: []string{"a"}, AllowedHostnames: []string{"b"}}, Protocol{}, `AllowedCNs and AllowedHostnames are mutually exclusive (cns=["a"], hostnames=["b"])`},
 		{"empty CA", Files{CertFile: cert, KeyFile: key, TrustedCAFile: empty}, Protocol{}, "no certificate in trusted CA file " + empty},
-		{"bad CRL", Files{CertFile: cert, KeyFile: key, CRLFile: empty}, Protocol{}, "x509: malformed crl"},
+		{"bad CRL", Files{CertFile: cert, KeyFile: key, CRLFile: empty}, Protocol{}, "revocation list " + empty + ": x509: malformed crl"},
 		{"bad version", Files{}, Protocol{MinVersion: "TLS1.1"}, `unexpected TLS version "TLS1.1" (must be one of: TLS1.2, TLS1.3)`},
 		{"versions crossed", Files{}, Protocol{MinVersion: "TLS1.3", MaxVersion: "TLS1.2"}, "min version (TLS1.3) is greater than max version (TLS1.2)"},
 		{"ciphers of 1.3", Files{}, Protocol{MinVersion: "TLS1.3", CipherSuites: []string{"TLS_AES_128_GCM_SHA256"}}, "cipher suites cannot be configured when only TLS1.3 is enabled"},
@@ -361,6 +362,27 @@ func TestStartErrors(t *testing.T) {
 		_, err := Load(tt.f, tt.p, slog.New(slog.DiscardHandler))
 		if err == nil || err.Error() != tt.want {
 			t.Errorf("%s:\n got  %v\n want %s", tt.name, err, tt.want)
+		}
+	}
+}
+
+// A certificate that nobody trusts any more, or yet, is used, with a word about it.
+func TestOutOfTime(t *testing.T) {
+	dir := t.TempDir()
+	a := newAuthority(t, "a")
+	for _, tt := range []struct {
+		name string
+		from time.Duration
+		warn bool
+	}{{"now", -time.Hour, false}, {"expired", -3 * time.Hour, true}, {"early", time.Hour, true}} {
+		a.from = time.Now().Add(tt.from)
+		cert, key := a.issue(dir, tt.name, "s", 1)
+		var log bytes.Buffer
+		if _, err := Load(Files{CertFile: cert, KeyFile: key}, Protocol{}, slog.New(slog.NewTextHandler(&log, nil))); err != nil {
+			t.Errorf("%s: %v", tt.name, err)
+		}
+		if warned := strings.Contains(log.String(), "expired or is not yet valid") && strings.Contains(log.String(), cert); warned != tt.warn {
+			t.Errorf("%s: log %q", tt.name, &log)
 		}
 	}
 }
