@@ -311,12 +311,24 @@ const settleMax = 20 * time.Second
 // answered, and members and watchers are equal.
 func (w *world) awaitSettled() {
 	w.later(w.plan.tick, func() {
+		w.endForgotten()
 		if w.settled() {
 			w.over = true
 			return
 		}
 		w.awaitSettled()
 	})
+}
+
+// endForgotten ends members that were removed before they had heard of anybody who could
+// tell them: after a start they wait for ever, as with etcd, until somebody does this.
+func (w *world) endForgotten() {
+	for _, m := range w.members {
+		if m.n != nil && m.runs > 1 && w.check.removed[m.id] && len(m.n.Cluster().State().Members) == 0 {
+			m.gone = true
+			m.crash(false)
+		}
+	}
 }
 
 func (w *world) settled() bool {
@@ -328,12 +340,6 @@ func (w *world) settled() bool {
 	for _, m := range w.members {
 		if m.gone {
 			continue
-		}
-		if m.n != nil && m.runs > 1 && w.check.removed[m.id] && len(m.n.Cluster().State().Members) == 0 {
-			// It was removed before it had heard of anybody who could tell it: as with etcd
-			// it waits for ever, until somebody ends it.
-			m.gone = true
-			m.crash(false)
 		}
 		if m.n == nil || w.check.removed[m.id] || m.applied() != w.check.committedTo() {
 			return false
