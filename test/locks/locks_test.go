@@ -76,6 +76,7 @@ func same(a, b *outcome) bool {
 type episode struct {
 	*testing.T
 	rng      *rand.Rand
+	servers  [2]*harness.Server
 	conns    [2]*grpc.ClientConn
 	pending  []*pending
 	calls    int
@@ -97,7 +98,11 @@ func TestLocksAndElections(t *testing.T) {
 	end := time.Now().Add(*duration)
 	calls := 0
 	for s := first; ; s++ {
-		ok := t.Run(fmt.Sprint("seed ", s), func(t *testing.T) { calls += run(t, s) })
+		ok := t.Run(fmt.Sprint("seed ", s), func(t *testing.T) {
+			e := &episode{T: t, rng: rand.New(rand.NewPCG(s, 3))}
+			defer func() { calls += e.calls }()
+			e.run()
+		})
 		if !ok || time.Now().After(end) || again {
 			t.Logf("%d calls agreed", calls)
 			return
@@ -105,32 +110,30 @@ func TestLocksAndElections(t *testing.T) {
 	}
 }
 
-func run(t *testing.T, seed uint64) (calls int) {
-	e := &episode{T: t, rng: rand.New(rand.NewPCG(seed, 3))}
+func (e *episode) run() {
 	for i, kind := range []harness.Kind{harness.Etcd, harness.Quorate} {
-		s := harness.Start(t, kind, t.TempDir()+"/data")
+		s := harness.Start(e, kind, e.TempDir()+"/data")
 		conn, err := s.Conn()
 		if err != nil {
-			t.Fatal(err)
+			e.Fatal(err)
 		}
-		e.conns[i] = conn
+		e.servers[i], e.conns[i] = s, conn
 		e.observed[i] = &observation{}
-		ctx, cancel := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(e.Context())
 		done := make(chan struct{})
 		go func() { defer close(done); e.observe(ctx, i) }()
-		t.Cleanup(func() { cancel(); <-done })
+		e.Cleanup(func() { cancel(); <-done })
 	}
 	for n := range *steps {
 		what := e.step()
 		e.settle(fmt.Sprintf("step %d, %s", n, what))
-		if t.Failed() {
-			return e.calls
+		if e.Failed() {
+			return
 		}
 	}
 	for _, p := range e.pending {
 		p.cancel()
 	}
-	return e.calls
 }
 
 // observed elections are those of this name.
@@ -201,16 +204,54 @@ func (e *episode) wait(method, line string, lease int64, value string, in msg) s
 	p := &pending{
 		what: fmt.Sprintf("%s %q", method, []byte(in)), line: line + "/", key: fmt.Sprintf("%s/%x", line, lease), value: value, cancel: cancel,
 	}
+	// The stores do not show when it has come to a key that is there, but each log does.
+	there := slices.ContainsFunc(e.pending, func(o *pending) bool { return o.key == p.key })
+	before := [2]uint64{e.applied(0), e.applied(1)}
 	for i := range p.result {
 		result := make(chan outcome, 1)
 		p.result[i] = result
 		go func() { result <- e.invoke(ctx, i, method, in) }()
 	}
-	if slices.ContainsFunc(e.pending, func(o *pending) bool { return o.key == p.key }) {
-		time.Sleep(50 * time.Millisecond) // nothing shows when it has come to a key that is there
+	for i := range before {
+		if there && !e.awaitApplied(i, before[i]) {
+			e.Fatalf("server %d has not heard of %s", i, p.what)
+		}
 	}
 	e.pending = append(e.pending, p)
 	return p.what
+}
+
+// applied is the last entry of its log that a server has applied.
+func (e *episode) applied(side int) uint64 {
+	r, err := pb.NewMaintenanceClient(e.conns[side]).Status(e.Context(), &pb.StatusRequest{})
+	if err != nil {
+		e.Fatal(err)
+	}
+	return r.RaftAppliedIndex
+}
+
+// awaitApplied waits until a server has applied another entry than the one named.
+func (e *episode) awaitApplied(side int, last uint64) bool {
+	for deadline := time.Now().Add(settleWithin); e.applied(side) == last; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			return false
+		}
+	}
+	return true
+}
+
+// giveUp ends etcd's call of one who has lost the place, and waits until etcd has deleted the
+// key that it does not know to be gone: by then it may be another's.
+func (e *episode) giveUp(p *pending) {
+	p.lost = true
+	before := e.applied(0)
+	p.cancel()
+	if p.got[0] == nil {
+		o := <-p.result[0]
+		if p.got[0] = &o; o.err != nil && !e.awaitApplied(0, before) {
+			e.Logf("etcd deletes nothing after %s", p.what) // its answer was on the way
+		}
+	}
 }
 
 const leases = 7 // of ids 1 to 6, and one that is never granted
@@ -296,7 +337,7 @@ func (e *episode) settle(after string) {
 			break
 		}
 		if time.Now().After(deadline) {
-			e.Fatalf("after %s: %s", after, why)
+			e.Fatalf("after %s: %s\n%s", after, why, e.servers[1].Stacks())
 		}
 	}
 	kvs := e.keys(0)
@@ -360,9 +401,7 @@ func (e *episode) unsettled() string {
 			before = before || strings.HasPrefix(string(kv.Key), p.line)
 		}
 		if p.stood && !there && !p.lost && p.got[1] != nil && slices.Contains(lostTexts, status.Convert(p.got[1].err).Message()) {
-			p.lost = true
-			p.cancel()
-			time.Sleep(100 * time.Millisecond) // etcd then deletes the key that it does not know to be gone
+			e.giveUp(p)
 		}
 		for i := range p.got {
 			switch {
