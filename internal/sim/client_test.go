@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"quorate/internal/kv"
@@ -62,7 +63,13 @@ func (o *op) String() string {
 	}
 	names := []string{"get", "put", "swap", "del", "grant", "renew", "revoke", "leased", "compact"}
 	return fmt.Sprintf("%s %s=%s expect=%q lease=%d rev=%d on %s: found=%q did=%v at=%d ttl=%d err=%v (%s to %s)",
-		names[o.kind], o.key, o.value, o.expect, o.lease, o.rev, o.on.cfg.Name, o.found, o.did, o.at, o.ttl, o.err, o.sent, o.ended)
+		names[o.kind], o.key, short(o.value), short(o.expect), o.lease, o.rev, o.on.cfg.Name, short(o.found), o.did, o.at, o.ttl, o.err, o.sent, o.ended)
+}
+
+// short is what tells a value from all others: behind it there may be filling.
+func short(value string) string {
+	short, _, _ := strings.Cut(value, " ")
+	return short
 }
 
 // client sends one request at a time, to one member until that fails it.
@@ -142,6 +149,9 @@ func (c *client) choose() *op {
 	w := c.w
 	c.count++
 	o := &op{key: fmt.Sprint("k", w.rnd.IntN(w.plan.keys)), value: fmt.Sprintf("c%d.%d", c.i, c.count)}
+	if n := w.plan.valueMax; n > 0 {
+		o.value += " " + strings.Repeat("x", c.count*c.count*977%n)
+	}
 	if w.rnd.IntN(4) == 0 {
 		o.deadline = w.between(time.Millisecond, 2*time.Second)
 	}

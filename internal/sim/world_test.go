@@ -20,6 +20,7 @@ type plan struct {
 	clients    int
 	watchers   int
 	keys       int
+	valueMax   int           // bytes; 0: as few as tell values apart
 	active     time.Duration // how long there are faults
 	faultEvery time.Duration // on average; 0: none
 	thinkMax   time.Duration // between two requests of a client
@@ -92,6 +93,9 @@ func draw(seed uint64) plan {
 	}
 	if r.IntN(3) == 0 {
 		p.catchUpTicks = r.IntN(20 * p.elections)
+	}
+	if r.IntN(4) == 0 {
+		p.valueMax = 1 + r.IntN(8<<10) // some sectors, or more than a segment
 	}
 	return p
 }
