@@ -31,12 +31,10 @@ func (w *world) grow(m *member) {
 	}, w.check.added)
 }
 
-// shrink asks a member to remove one, which may be itself. Of two voters none is removed: if
-// the one that stays is stopped before it knows that the removal is committed, and the other
-// does, there is no quorum any more.
+// shrink asks a member to remove one, which may be itself.
 func (w *world) shrink(m *member) {
 	from := w.check.added
-	if len(w.check.added)-len(w.check.learners) <= 2 {
+	if len(w.check.added)-len(w.check.learners) <= w.plan.votersMin {
 		from = w.check.learners
 	}
 	if len(from) == 0 {

@@ -29,8 +29,7 @@
 //   - Clients put, get, delete, compare and swap, grant, renew and revoke leases, compact,
 //     and watch, each through one member at a time.
 //
-//   - Members are added as learners and voters, promoted and removed, themselves too, until
-//     two voters are left; they
+//   - Members are added as learners and voters, promoted and removed, themselves too; they
 //     start with nothing, once their addition is committed.
 //
 //   - In some runs one member takes proposals as an etcd that leads does: it minds their

@@ -50,7 +50,7 @@ func forLeases(p *plan) {
 func TestFew(t *testing.T) { runSeeds(t, (*seeds+4)/5, *budget/4, fewMembers) }
 
 func fewMembers(p *plan) {
-	p.members, p.etcd = 1+p.members/5, -1
+	p.members, p.votersMin, p.etcd = 1+p.members/5, 1, -1
 	p.only = []string{"kill", "power", "stop", "pause", "slow", "stuck", "full", "fail", "grow", "shrink", "promote", "blackout"}
 	p.faultEvery = min(p.faultEvery, 60*time.Millisecond)
 	p.thinkMax = min(p.thinkMax, 20*time.Millisecond)

@@ -12,11 +12,14 @@ import (
 	"testing/cryptotest"
 	"testing/synctest"
 	"time"
+
+	"quorate/internal/membership"
 )
 
 // plan is what a run is made of. draw takes it from a seed; tests change it.
 type plan struct {
 	members    int
+	votersMin  int // no voter is removed while there are no more
 	clients    int
 	watchers   int
 	keys       int
@@ -59,6 +62,7 @@ func draw(seed uint64) plan {
 	}
 	p := plan{
 		members:        3,
+		votersMin:      2, // see noQuorum
 		clients:        3 + r.IntN(3),
 		watchers:       1 + r.IntN(2),
 		keys:           1 + r.IntN(4),
@@ -316,7 +320,7 @@ const settleMax = 20 * time.Second
 func (w *world) awaitSettled() {
 	w.later(w.plan.tick, func() {
 		w.endForgotten()
-		if w.settled() {
+		if w.settled() || w.noQuorum() {
 			w.over = true
 			return
 		}
@@ -333,6 +337,25 @@ func (w *world) endForgotten() {
 			m.crash(false)
 		}
 	}
+}
+
+// noQuorum reports whether a member waits for the vote of one that is gone. That is how it
+// ends if one of two voters is removed, and the one that stays is stopped before it knows
+// that the removal is committed, and the other does.
+func (w *world) noQuorum() bool {
+	gone := func(id membership.ID) bool {
+		return slices.ContainsFunc(w.members, func(m *member) bool { return m.id == id && m.gone })
+	}
+	for _, m := range w.members {
+		if m.n == nil {
+			continue
+		}
+		voters := m.n.Cluster().State().Voters()
+		if len(voters) == 2 && (gone(voters[0].ID) || gone(voters[1].ID)) && m.n.Leader() == 0 {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *world) settled() bool {
