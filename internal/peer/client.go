@@ -116,8 +116,10 @@ func (c *Client) Promote(ctx context.Context, urls []string, id membership.ID, t
 
 const typeProto = "application/protobuf"
 
-// RenewLease asks the leader to keep a lease alive, and returns its time to live in
-// seconds: kv.ErrLeaseNotFound, kv.ErrNotLeader, kv.ErrTimeout.
+// RenewLease asks the leader to keep a lease alive, and returns its time to live in seconds.
+// Its errors are kv.ErrLeaseNotFound, kv.ErrNotLeader, and else ErrUnreachable, also for one
+// who answers, but cannot tell: a leader that is stopping, or does not know yet whether it
+// leads. One may ask again, as etcd does.
 func (c *Client) RenewLease(ctx context.Context, urls []string, id kv.LeaseID) (ttl int64, err error) {
 	q, err := proto.Marshal(&pb.LeaseKeepAliveRequest{ID: int64(id)})
 	if err != nil {
@@ -164,15 +166,16 @@ func (c *Client) LeaseTimeToLive(ctx context.Context, urls []string, id kv.Lease
 }
 
 func leaseRefusal(resp *http.Response, data []byte) error {
+	err := unexpected(resp, data)
 	switch {
+	case err == nil:
+		return nil
 	case resp.StatusCode == http.StatusNotFound:
 		return kv.ErrLeaseNotFound
-	case resp.StatusCode == http.StatusRequestTimeout:
-		return kv.ErrTimeout
-	case strings.Contains(string(data), textNotPrimary) && resp.StatusCode != http.StatusOK:
+	case strings.Contains(string(data), textNotPrimary):
 		return kv.ErrNotLeader
 	}
-	return unexpected(resp, data)
+	return fmt.Errorf("%w: %w", ErrUnreachable, err)
 }
 
 // HashKV returns the member's hash at a revision, 0 is its newest: kv.ErrCompacted,

@@ -661,7 +661,7 @@ func TestAsk(t *testing.T) {
 			t.Errorf("Promote with token %q: %v, %v", token, ms, err)
 		}
 	}
-	for id, want := range map[kv.LeaseID]error{1: nil, 2: kv.ErrNotLeader, 3: kv.ErrTimeout, 4: kv.ErrLeaseNotFound} {
+	for id, want := range map[kv.LeaseID]error{1: nil, 2: kv.ErrNotLeader, 3: ErrUnreachable, 4: kv.ErrLeaseNotFound, 5: ErrUnreachable} {
 		if ttl, err := c.RenewLease(ctx, urls, id); !errors.Is(err, want) || want == nil && ttl != 60 {
 			t.Errorf("RenewLease %d: %d, %v, want %v", id, ttl, err, want)
 		}

@@ -111,6 +111,8 @@ func (h *member) RenewLease(ctx context.Context, id kv.LeaseID) (int64, error) {
 	case 3:
 		<-ctx.Done()
 		return 0, ctx.Err()
+	case 5:
+		return 0, kv.ErrStopped
 	}
 	return 0, kv.ErrLeaseNotFound
 }
