@@ -85,6 +85,24 @@ func (o devOptions) validate() error {
 	return nil
 }
 
+// sameAsBefore refuses a directory that has the data of a cluster with other members or ports: its
+// members know each other by those. It writes down what a new one has.
+func (o devOptions) sameAsBefore() error {
+	name := filepath.Join(o.dir, "dev-flags")
+	flags := fmt.Sprintf("--members=%d --base-port=%d\n", o.members, o.basePort)
+	before, err := os.ReadFile(name)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return os.WriteFile(name, []byte(flags), 0o600)
+	case err != nil:
+		return err
+	case string(before) != flags:
+		return fmt.Errorf("%s has the data of a cluster that was started with %s: use these flags, or another --data-dir",
+			o.dir, strings.TrimSpace(string(before)))
+	}
+	return nil
+}
+
 // runDev runs the cluster until it is told to stop or the last member has ended by itself.
 func runDev(out io.Writer, o devOptions) (err error) {
 	signals := make(chan os.Signal, 2)
@@ -105,6 +123,9 @@ func runDev(out io.Writer, o devOptions) (err error) {
 	}
 	if err != nil {
 		return fmt.Errorf("make a directory for data: %w", err)
+	}
+	if err := o.sameAsBefore(); err != nil {
+		return err
 	}
 
 	d := newDevCluster(out, o)
@@ -136,6 +157,9 @@ func runDev(out io.Writer, o devOptions) (err error) {
 			return d.stop(signals)
 		case m := <-d.ended:
 			d.sayf("%s has ended: %s; its log is %s", m.name, m.how(), m.log)
+			if m.state != nil && m.state.ExitCode() > 0 {
+				d.sayf("%s", m.lastWords())
+			}
 			if alive--; alive == 0 {
 				return errors.New("no member is left")
 			}
@@ -277,6 +301,16 @@ func (m *devMember) how() string {
 		return "unknown"
 	}
 	return m.state.String()
+}
+
+// lastWords are the last two lines of the log, indented, where a member that ends by itself says why.
+func (m *devMember) lastWords() string {
+	text, err := os.ReadFile(m.log)
+	if err != nil {
+		return "  " + err.Error()
+	}
+	lines := strings.Split(strings.TrimSpace(string(text)), "\n")
+	return "  " + strings.Join(lines[max(0, len(lines)-2):], "\n  ")
 }
 
 // stop stops the members in order, one after the other, with the leader last so that leadership moves

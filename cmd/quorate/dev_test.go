@@ -162,6 +162,14 @@ func TestDev(t *testing.T) {
 	}
 	d.gone(t)
 
+	// With other members or ports they would not find each other.
+	for _, flag := range []string{"--members=1", "--base-port=" + strconv.Itoa(base+1)} {
+		if status, _, stderr := result(t, commandAs(t, "quorate", append(append([]string{"dev"}, args...), flag)...)); status != 1 ||
+			!strings.Contains(stderr, fmt.Sprintf("started with --members=3 --base-port=%d: use these flags", base)) {
+			t.Errorf("with %s on the same data: status %d, %s", flag, status, stderr)
+		}
+	}
+
 	d = startDev(t, args...)
 	d.await(t, devLeaderLine)
 	verb("greeting\nhello\n", "get", "greeting")
@@ -199,6 +207,16 @@ func TestDevAlone(t *testing.T) {
 	d.gone(t)
 	if _, err := os.Stat(dir); !os.IsNotExist(err) {
 		t.Errorf("the temporary directory is left: %v", err)
+	}
+}
+
+// Who starts members with a flag that they refuse reads that at once.
+func TestDevMembersRefuse(t *testing.T) {
+	status, stdout, stderr := result(t, commandAs(t, "quorate", "dev", "--members=1", "--data-dir="+t.TempDir(),
+		"--base-port="+strconv.Itoa(devPorts(t, 2)), "--", "--nosuch"))
+	if status != 1 || !strings.Contains(stdout, "m1 has ended: exit status 2;") || !strings.Contains(stdout, "\n  flag provided but not defined: -nosuch\n") ||
+		!strings.Contains(stderr, "no member is left") {
+		t.Errorf("status %d, %s%s", status, stdout, stderr)
 	}
 }
 
