@@ -5,7 +5,6 @@ import (
 	"errors"
 
 	"quorate/internal/kv"
-	"quorate/internal/mvcc"
 	"quorate/internal/wire"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -135,12 +134,14 @@ func (s lines) leader(ctx context.Context, r message, stream grpc.ServerStream) 
 	if err := s.ReadIndex(ctx); err != nil {
 		return err
 	}
-	permit, err := s.permitRead(ctx, lineOf(r.bytes("name")))
+	line := lineOf(r.bytes("name"))
+	permit, err := s.permitRead(ctx, line)
 	if err != nil {
 		return err
 	}
+	f := s.lineFront(line)
 	v := s.View()
-	leader, err := firstInLine(v, lineOf(r.bytes("name")), 0)
+	leader, err := f.leader(v, 0)
 	rev := v.Rev()
 	v.Release()
 	if err == nil {
@@ -159,14 +160,6 @@ func (s lines) sendLeader(stream grpc.ServerStream, rev int64, leader *mvccpb.Ke
 	return newMessage(electionpb, "LeaderResponse").setMessage("header", s.pbHeader(rev)).setMessage("kv", leader).send(stream)
 }
 
-// firstInLine is the key that had the turn at revision rev (0: now), nil if there was none.
-func firstInLine(v *mvcc.View, line kv.Span, rev int64) (first *mvccpb.KeyValue, err error) {
-	_, err = v.Range(&kv.Range{
-		Span: line, Revision: rev, SortTarget: kv.SortByCreate, SortOrder: kv.SortAscend, Limit: 1,
-	}, func(keyValue []byte) { first = decodeKeyValue(keyValue) })
-	return first, err
-}
-
 // observe streams the leader of now, and from then on each new leader and each value that a
 // leader proclaims, in order and without a gap; the header's revision is that of the
 // change. Only if the client reads so slowly that what it has not got is compacted, it
@@ -175,10 +168,11 @@ func (s lines) observe(ctx context.Context, r message, stream grpc.ServerStream)
 	if err := s.ReadIndex(ctx); err != nil {
 		return err
 	}
-	if _, err := s.permitRead(ctx, lineOf(r.bytes("name"))); err != nil {
+	line := lineOf(r.bytes("name"))
+	if _, err := s.permitRead(ctx, line); err != nil {
 		return err
 	}
-	o := observer{lines: s, line: lineOf(r.bytes("name")), stream: stream}
+	o := observer{lines: s, front: s.lineFront(line), stream: stream}
 	for ctx.Err() == nil {
 		if err := o.step(ctx); err != nil && !errors.Is(err, kv.ErrCompacted) {
 			return err
@@ -192,7 +186,7 @@ func (s lines) observe(ctx context.Context, r message, stream grpc.ServerStream)
 // observer is one Observe call.
 type observer struct {
 	lines
-	line   kv.Span
+	front  front // as it was once; its leader is asked for
 	stream grpc.ServerStream
 	rev    int64 // up to which the client knows all; 0: it is to get the leader of now
 }
@@ -201,7 +195,7 @@ type observer struct {
 // with o.rev at the change. kv.ErrCompacted: what comes next is not known any more.
 func (o *observer) step(ctx context.Context) error {
 	v := o.View()
-	leader, err := firstInLine(v, o.line, o.rev)
+	leader, err := o.front.leader(v, o.rev)
 	if o.rev == 0 {
 		o.rev = v.Rev()
 	}
@@ -220,7 +214,7 @@ func (o *observer) step(ctx context.Context) error {
 
 // awaitAny returns once a key is put into the empty line, at o.rev.
 func (o *observer) awaitAny(ctx context.Context) error {
-	return o.each(ctx, o.line, func(e *mvccpb.Event) (bool, error) {
+	return o.each(ctx, o.front.line, func(e *mvccpb.Event) (bool, error) {
 		return e.Type == mvccpb.Event_PUT, nil
 	})
 }

@@ -17,6 +17,8 @@ import (
 // changes, at the cost of a few steps each. What has joined behind is not held, but only
 // that there is something: when all whom it holds have gone, it is read again. So a line
 // of n costs n/frontKeys steps for one that goes, and memory that does not depend on n.
+//
+// What it holds stays useful where nobody goes along with the changes: see leader.
 type front struct {
 	line  kv.Span
 	limit frontLimit
@@ -38,20 +40,27 @@ type frontLimit struct{ keys, bytes int }
 
 var defaultFrontLimit = frontLimit{keys: 64, bytes: 4 << 10}
 
-// load reads the line as it is in v.
-func (f *front) load(v *mvcc.View) error {
-	f.rev, f.first, f.bytes, f.whole = v.Rev(), f.first[:0], 0, true
-	_, err := v.Range(&kv.Range{Span: f.line}, func(keyValue []byte) {
+// load reads the line as it was at revision rev (0: as it is in v).
+func (f *front) load(v *mvcc.View, rev int64) error {
+	f.rev, f.first, f.bytes, f.whole = cmp.Or(rev, v.Rev()), f.first[:0], 0, true
+	_, err := v.Range(&kv.Range{Span: f.line, Revision: rev}, func(keyValue []byte) {
 		k := mustDecode(keyValue)
 		if n := len(f.first); !f.whole && k.Create >= f.first[n-1].created {
 			return
 		}
-		at, _ := slices.BinarySearchFunc(f.first, k.Create, func(s standing, created int64) int { return cmp.Compare(s.created, created) })
-		f.first = slices.Insert(f.first, at, standing{string(k.Key), k.Create})
-		f.bytes += len(k.Key)
-		f.cut()
+		f.insert(standing{string(k.Key), k.Create})
 	})
 	return err
+}
+
+// insert puts s where it belongs: those of one transaction stand in the order of their keys.
+func (f *front) insert(s standing) {
+	at, _ := slices.BinarySearchFunc(f.first, s, func(a, b standing) int {
+		return cmp.Or(cmp.Compare(a.created, b.created), cmp.Compare(a.key, b.key))
+	})
+	f.first = slices.Insert(f.first, at, s)
+	f.bytes += len(s.key)
+	f.cut()
 }
 
 // cut forgets the last ones if they are too many.
@@ -72,13 +81,39 @@ func (f *front) change(e *mvccpb.Event) {
 	case e.Kv.ModRevision <= f.rev:
 	case created && !f.whole: // it stands behind
 	case created:
-		f.first = append(f.first, standing{string(e.Kv.Key), e.Kv.CreateRevision})
-		f.bytes += len(e.Kv.Key)
-		f.cut()
+		f.insert(standing{string(e.Kv.Key), e.Kv.CreateRevision})
 	case e.Type == mvccpb.Event_DELETE:
 		if i := slices.IndexFunc(f.first, func(s standing) bool { return s.key == string(e.Kv.Key) }); i >= 0 {
-			f.bytes -= len(e.Kv.Key)
-			f.first = slices.Delete(f.first, i, i+1)
+			f.remove(i)
+		}
+	}
+}
+
+func (f *front) remove(i int) {
+	f.bytes -= len(f.first[i].key)
+	f.first = slices.Delete(f.first, i, i+1)
+}
+
+// leader is the key that had the turn at revision rev (0: now), nil if there was none. rev is
+// not below that of any call before, nor the front's. The front need not have gone along with
+// the line's changes, and does not afterwards: of those whom it holds, the first who is still
+// there has the turn, for nobody takes a place before another. So one read in frontKeys is
+// of the line, and the others are of a key.
+func (f *front) leader(v *mvcc.View, rev int64) (*mvccpb.KeyValue, error) {
+	for loaded := false; ; loaded = true {
+		for len(f.first) > 0 {
+			s, found := f.first[0], (*mvccpb.KeyValue)(nil)
+			_, err := v.Range(&kv.Range{Span: kv.Span{Key: []byte(s.key)}, Revision: rev}, func(keyValue []byte) { found = decodeKeyValue(keyValue) })
+			if err != nil || found != nil && found.CreateRevision == s.created {
+				return found, err
+			}
+			f.remove(0)
+		}
+		if loaded {
+			return nil, nil
+		}
+		if err := f.load(v, rev); err != nil {
+			return nil, err
 		}
 	}
 }

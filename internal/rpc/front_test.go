@@ -55,11 +55,12 @@ func TestFrontRandomly(t *testing.T) {
 		rng := rand.New(rand.NewPCG(seed, 5))
 		f := front{line: line, limit: frontLimit{keys: 1 + rng.IntN(6), bytes: 8 + rng.IntN(40)}}
 		v := m.store.View()
-		if err := f.load(v); err != nil {
+		if err := f.load(v, 0); err != nil {
 			t.Fatal(err)
 		}
 		f.check(t, v)
 		v.Release()
+		still, asked := front{line: line, limit: f.limit}, int64(0)
 		refilled := 0
 		for range 300 {
 			tx := m.store.Begin()
@@ -95,10 +96,27 @@ func TestFrontRandomly(t *testing.T) {
 			f.check(t, v)
 			if f.unknown() {
 				refilled++
-				if err := f.load(v); err != nil {
+				if err := f.load(v, 0); err != nil {
 					t.Fatal(err)
 				}
 				f.check(t, v)
+			}
+			// One that goes along with nothing, asked now and then, about a revision of the past or of now.
+			if rng.IntN(3) == 0 {
+				asked = max(asked+rng.Int64N(v.Rev()-asked+1), 1)
+				of := asked
+				if rng.IntN(4) == 0 {
+					asked, of = v.Rev(), 0
+				}
+				leader, err := still.leader(v, of)
+				all := naiveFront(t, v, line, asked)
+				switch {
+				case err != nil:
+					t.Fatal(err)
+				case leader == nil != (len(all) == 0),
+					leader != nil && (leader.CreateRevision != all[0].created || !slices.Contains(all, standing{string(leader.Key), leader.CreateRevision})):
+					t.Fatalf("revision %d: the leader is %v of %v", asked, leader, all)
+				}
 			}
 			all := naiveFront(t, v, line, 0)
 			for _, s := range all {
@@ -112,5 +130,45 @@ func TestFrontRandomly(t *testing.T) {
 		if seed == 0 {
 			t.Logf("read again %d times in 300 changes", refilled)
 		}
+	}
+}
+
+// BenchmarkLeader has the turn go from each of a line to the next, with an observer that wants
+// to know who has it. What that costs hardly depends on how many there are.
+func BenchmarkLeader(b *testing.B) {
+	for _, n := range []int{100, 1000, 10_000} {
+		line := lineOf([]byte("a"))
+		run := func(b *testing.B, leader func(v *mvcc.View, rev int64) (*mvccpb.KeyValue, error)) {
+			m, index := newMember(b), uint64(0)
+			key := func(i int) []byte { return fmt.Appendf(nil, "a/%x", i) }
+			change := func(f func(tx *mvcc.Tx)) {
+				tx := m.store.Begin()
+				f(tx)
+				tx.End()
+				index++
+				m.store.Publish(index, testTerm)
+			}
+			for i := range n {
+				change(func(tx *mvcc.Tx) { tx.Put(key(i), nil, 0) })
+			}
+			for i := 0; b.Loop(); i++ { // who has had the turn joins again
+				v := m.store.View()
+				if k, err := leader(v, v.Rev()); err != nil || string(k.Key) != string(key(i%n)) {
+					b.Fatal(k, err)
+				}
+				v.Release()
+				change(func(tx *mvcc.Tx) {
+					tx.Delete(kv.Span{Key: key(i % n)}, func(kv.Record) {}, func(kv.LeaseID, []byte) {})
+				})
+				change(func(tx *mvcc.Tx) { tx.Put(key(i%n), nil, 0) })
+			}
+		}
+		b.Run(fmt.Sprint("front/n=", n), func(b *testing.B) {
+			f := front{line: line, limit: defaultFrontLimit}
+			run(b, f.leader)
+		})
+		b.Run(fmt.Sprint("line/n=", n), func(b *testing.B) {
+			run(b, func(v *mvcc.View, rev int64) (*mvccpb.KeyValue, error) { return firstInLine(v, line, rev) })
+		})
 	}
 }

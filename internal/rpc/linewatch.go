@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 
+	"quorate/internal/kv"
 	"quorate/internal/mvcc"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
@@ -108,6 +109,22 @@ func (s *services) leaveLine(l *lineWatch, w *waiter) {
 	}
 }
 
+// lineFront is the front of a line as those who wait in it on this member know it, an empty
+// one if nobody does. A View that is taken afterwards is not older.
+func (s *services) lineFront(line kv.Span) front {
+	f := front{line: line, limit: defaultFrontLimit}
+	s.lineWatches.Lock()
+	l := s.lineWatches.byLine[string(line.Key)]
+	s.lineWatches.Unlock()
+	if l != nil {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		f = l.front
+		f.first = slices.Clone(f.first)
+	}
+	return f
+}
+
 // keep leaves only those with key waiting whom ok says yes to.
 func (l *lineWatch) keep(key string, ok func(*waiter) bool) {
 	ws := l.waiting[key]
@@ -154,7 +171,7 @@ func (l *lineWatch) reload() error {
 	defer l.mu.Unlock()
 	v := l.View()
 	defer v.Release()
-	if err := l.front.load(v); err != nil {
+	if err := l.front.load(v, 0); err != nil {
 		return err
 	}
 	l.loaded = true
@@ -170,7 +187,7 @@ func (l *lineWatch) reload() error {
 func (l *lineWatch) readOn() error {
 	v := l.View()
 	defer v.Release()
-	return l.front.load(v)
+	return l.front.load(v, 0)
 }
 
 // follow goes along with the line's changes until ctx ends; it returns nil if the line has

@@ -66,6 +66,14 @@ func keyAt(v *mvcc.View, key []byte, rev int64) (found *mvccpb.KeyValue) {
 	return found
 }
 
+// firstInLine is the key that had the turn at revision rev, nil if there was none.
+func firstInLine(v *mvcc.View, line kv.Span, rev int64) (first *mvccpb.KeyValue, err error) {
+	_, err = v.Range(&kv.Range{
+		Span: line, Revision: rev, SortTarget: kv.SortByCreate, SortOrder: kv.SortAscend, Limit: 1,
+	}, func(keyValue []byte) { first = decodeKeyValue(keyValue) })
+	return first, err
+}
+
 func grant(t testing.TB, conn *grpc.ClientConn, ids ...int64) {
 	t.Helper()
 	for _, id := range ids {
