@@ -34,10 +34,12 @@ const (
 // conn is a client's connection.
 type conn struct {
 	net.Conn
-	all     *conns
-	account account
-	addr    clientAddr
-	read    atomic.Int64 // bytes that came
+	all      *conns
+	own      bool // the server's to itself
+	account  account
+	arrivals arrivals
+	addr     clientAddr
+	read     atomic.Int64 // bytes that came
 
 	head    []byte   // read while finding out what the client speaks, not yet read again
 	offered []string // protocols that the client offers in its TLS hello
@@ -54,15 +56,16 @@ type clientAddr struct {
 
 // conns are the connections that are open.
 type conns struct {
-	replies *replyMemory
+	replies  *replyMemory
+	arriving int // requests of one connection that may be awaited at a time
 
-	mu   sync.Mutex
+	mu   sync.Mutex // before replyMemory's
 	open map[*conn]struct{}
 }
 
-// add makes c one of them until it is closed.
-func (cs *conns) add(c net.Conn) *conn {
-	wrapped := &conn{Conn: c, all: cs, account: account{memory: cs.replies}}
+// add makes c one of them until it is closed. own says that it is the server's to itself.
+func (cs *conns) add(c net.Conn, own bool) *conn {
+	wrapped := &conn{Conn: c, all: cs, own: own, account: account{memory: cs.replies}, arrivals: newArrivals(cs.arriving)}
 	wrapped.addr = clientAddr{c.RemoteAddr(), wrapped}
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -201,7 +204,7 @@ func (m *muxer) run() error {
 			}
 			return err
 		}
-		m.wg.Go(func() { m.sort(m.conns.add(c)) })
+		m.wg.Go(func() { m.sort(m.conns.add(c, false)) })
 	}
 }
 

@@ -61,22 +61,21 @@ var callPool = sync.Pool{New: func() any { return new(call) }}
 // serve receives the request, runs h and gives back what the call took.
 func (k kvService) serve(stream grpc.ServerStream, h func(kvService, grpc.ServerStream, *call) error) error {
 	ctx := stream.Context()
-	charged := k.requestMax
-	if err := k.requests.take(ctx, charged); err != nil {
+	a, err := k.awaitRequest(ctx)
+	if err != nil {
 		return err
 	}
 	c := callPool.Get().(*call)
-	err := stream.RecvMsg(&c.request)
+	err = stream.RecvMsg(&c.request)
+	size := int64(len(c.body))
+	k.arrived(a, size)
 	if err == nil {
-		size := int64(len(c.body))
-		k.requests.give(charged - size)
-		charged = size
 		c.reply.reset(ctx, accountOf(ctx, k.otherAccount))
 		err = h(k, stream, c)
 		c.reply.free()
 	}
 	c.request.free()
-	k.requests.give(charged)
+	k.requests.give(size)
 	c.rng, c.put, c.del = kv.Range{}, kv.Put{}, kv.Delete{}
 	callPool.Put(c)
 	return err

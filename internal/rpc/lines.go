@@ -43,7 +43,8 @@ func lineMethod(name string, in protoreflect.MessageDescriptor, waits bool, h li
 
 // receive returns the request, the size of which stays charged to s.requests.
 func (s lines) receive(stream grpc.ServerStream, in protoreflect.MessageDescriptor) (r message, size int64, err error) {
-	if err := s.requests.take(stream.Context(), s.requestMax); err != nil {
+	a, err := s.awaitRequest(stream.Context())
+	if err != nil {
 		return r, 0, err
 	}
 	var req request
@@ -56,10 +57,10 @@ func (s lines) receive(stream grpc.ServerStream, in protoreflect.MessageDescript
 		}
 	}
 	if err != nil {
-		s.requests.give(s.requestMax)
+		s.arrived(a, 0)
 		return r, 0, err
 	}
-	s.requests.give(s.requestMax - size)
+	s.arrived(a, size)
 	return r, size, nil
 }
 

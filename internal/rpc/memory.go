@@ -9,13 +9,13 @@ import (
 	"quorate/internal/kv"
 
 	"google.golang.org/grpc/mem"
-	"google.golang.org/grpc/peer"
 )
 
 // What clients can make the member hold is bounded in two places: requests from the
 // moment their bytes may arrive until they are answered, and replies until the transport
 // has written them. Who finds a bound reached waits its turn for a while and is then
-// refused with kv.ErrTooManyRequests.
+// refused with kv.ErrTooManyRequests. stalled.go says what keeps a client from holding
+// all of it.
 
 // memoryWait is how long a request or reply waits for memory before it is refused.
 const memoryWait = 5 * time.Second
@@ -25,6 +25,9 @@ const memoryWait = 5 * time.Second
 type requestMemory struct {
 	max  int64
 	used atomic.Int64
+
+	// look is called every lookEvery by who waits; nil: not.
+	look func()
 
 	waiting atomic.Int32
 	mu      sync.Mutex
@@ -44,6 +47,8 @@ func (m *requestMemory) take(ctx context.Context, n int64) error {
 	defer m.waiting.Add(-1)
 	timer := time.NewTimer(memoryWait)
 	defer timer.Stop()
+	ticks, stop := lookTicks(m.look)
+	defer stop()
 	for {
 		m.mu.Lock()
 		freed := m.freed
@@ -54,12 +59,23 @@ func (m *requestMemory) take(ctx context.Context, n int64) error {
 		}
 		select {
 		case <-freed:
+		case <-ticks:
+			m.look()
 		case <-timer.C:
 			return kv.ErrTooManyRequests
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
+}
+
+// lookTicks is when who waits should look, and what ends that.
+func lookTicks(look func()) (ticks <-chan time.Time, stop func()) {
+	if look == nil {
+		return nil, func() {}
+	}
+	t := time.NewTicker(lookEvery)
+	return t.C, t.Stop
 }
 
 func (m *requestMemory) try(n int64) bool {
@@ -93,7 +109,8 @@ func (m *requestMemory) give(n int64) {
 // over the bound; the next one may when the bound is kept again. What is held is thus
 // never more than max and one reply, and a reply that is larger than max is still sent.
 type replyMemory struct {
-	max int64 // of all connections; one of them gets no more than half
+	max  int64  // of all connections; one of them gets no more than half
+	look func() // as of requestMemory
 
 	mu    sync.Mutex
 	used  int64
@@ -110,8 +127,12 @@ func newReplyMemory(limit int64) *replyMemory {
 // A connection that ends drops parts without giving them back: then close does.
 type account struct {
 	memory *replyMemory
-	held   int64 // guarded by memory.mu
-	closed bool  // guarded by memory.mu
+
+	// Guarded by memory.mu.
+	held   int64
+	closed bool
+	moved  int64 // given back since the last look
+	still  int   // looks in a row that found next to nothing moved
 }
 
 // chunkBytes is the usual size of a reply's parts.
@@ -143,6 +164,7 @@ func (a *account) give(n int64) {
 		return
 	}
 	a.held -= n
+	a.moved += n
 	m.giveLocked(n)
 }
 
@@ -188,9 +210,13 @@ func (a *account) take(ctx context.Context, r *reply, n int64) error {
 	}
 	timer := time.NewTimer(memoryWait)
 	defer timer.Stop()
+	ticks, stop := lookTicks(a.memory.look)
+	defer stop()
 	for {
 		select {
 		case <-freed:
+		case <-ticks:
+			a.memory.look()
 		case <-timer.C:
 			return kv.ErrTooManyRequests
 		case <-ctx.Done():
@@ -224,10 +250,8 @@ func (a *account) try(r *reply, n int64) (freed <-chan struct{}, ok bool) {
 // accountOf is the account of the connection that a call came on; other for calls that
 // came another way.
 func accountOf(ctx context.Context, other *account) *account {
-	if p, ok := peer.FromContext(ctx); ok {
-		if addr, ok := p.Addr.(*clientAddr); ok {
-			return &addr.conn.account
-		}
+	if c := connOf(ctx); c != nil {
+		return &c.account
 	}
 	return other
 }

@@ -138,7 +138,7 @@ func New(opts Options) (*Server, error) {
 		muxers:   make(map[*muxer]struct{}),
 		https:    make(map[*http.Server]struct{}),
 	}
-	s.conns = &conns{replies: s.services.replies, open: make(map[*conn]struct{})}
+	s.conns = s.services.looks.conns
 	s.rejected.log = opts.Logger
 	s.grpc = grpc.NewServer(
 		grpc.ForceServerCodecV2(codec{&opts.Metrics.ClientBytesReceived, &opts.Metrics.ClientBytesSent}),
@@ -181,6 +181,13 @@ func newServices(opts *Options) *services {
 		inLine:     newRequestMemory(opts.LineMemory),
 	}
 	s.otherAccount = &account{memory: s.replies}
+	arriving := int(s.requests.max / s.requestMax / 4)
+	s.otherArrivals = newArrivals(arriving)
+	s.looks = looks{
+		conns:      &conns{replies: s.replies, arriving: arriving, open: make(map[*conn]struct{})},
+		requestMax: s.requestMax, requests: s.requests, replies: s.replies,
+	}
+	s.requests.look, s.replies.look = s.looks.look, s.looks.look
 	s.leaderless = newLeaderless(opts.ElectionTimeout)
 	s.streams.open = make(map[*openStream]struct{})
 	return s
@@ -365,7 +372,7 @@ func (inProcess) String() string  { return "in-process" }
 // dial connects to the server from within.
 func (s *Server) dial(ctx context.Context) (net.Conn, error) {
 	client, server := net.Pipe()
-	wrapped := s.conns.add(server)
+	wrapped := s.conns.add(server, true)
 	select {
 	case s.queue.conns <- wrapped:
 		return client, nil

@@ -15,9 +15,11 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 // services is what all services stand on, and the gate that every call passes: it
@@ -37,11 +39,14 @@ type services struct {
 	meter   meter
 	clients clientVersions
 
-	requests     *requestMemory
-	requestMax   int64 // the largest message that is received, in bytes
-	replies      *replyMemory
-	inLine       *requestMemory // of calls that wait for a lock or an election
-	otherAccount *account       // of calls that come on no connection of ours
+	requests   *requestMemory
+	requestMax int64 // the largest message that is received, in bytes
+	replies    *replyMemory
+	inLine     *requestMemory // of calls that wait for a lock or an election
+	looks      looks
+	// Of calls that come on no connection of ours.
+	otherAccount  *account
+	otherArrivals arrivals
 
 	lineWatches lineWatches
 	leaderless  leaderless
@@ -169,59 +174,68 @@ func streamKind(d *grpc.StreamDesc) string {
 // register adds a service to gs with the gate around its handlers.
 func (s *services) register(gs *grpc.Server, desc *grpc.ServiceDesc, impl any) {
 	gated := *desc
-	gated.Methods = make([]grpc.MethodDesc, len(desc.Methods))
-	for i, m := range desc.Methods {
-		gated.Methods[i] = grpc.MethodDesc{MethodName: m.MethodName, Handler: s.gateUnary(desc.ServiceName, m)}
+	gated.Methods, gated.Streams = nil, nil
+	for _, m := range desc.Methods {
+		gated.Streams = append(gated.Streams, s.gateUnary(desc.ServiceName, m))
 	}
-	gated.Streams = make([]grpc.StreamDesc, len(desc.Streams))
-	for i, d := range desc.Streams {
-		gated.Streams[i] = d
+	for _, d := range desc.Streams {
 		if streamKind(&d) == kindUnary {
-			gated.Streams[i].Handler = s.gateRaw(desc.ServiceName, d)
+			d = s.gateRaw(desc.ServiceName, d)
 		} else {
-			gated.Streams[i].Handler = s.gateStream(desc.ServiceName, d)
+			d.Handler = s.gateStream(desc.ServiceName, d)
 		}
+		gated.Streams = append(gated.Streams, d)
 	}
 	gs.RegisterService(&gated, impl)
 }
 
-type unaryHandler = func(srv any, ctx context.Context, dec func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error)
-
-// gateUnary puts the gate around a generated handler.
-func (s *services) gateUnary(service string, m grpc.MethodDesc) unaryHandler {
-	count := s.met.GRPC.Method(service, m.MethodName, kindUnary)
-	name := "/" + service + "/" + m.MethodName
-	learner := s.ofLearner(name)
-	return func(srv any, ctx context.Context, dec func(any) error, _ grpc.UnaryServerInterceptor) (reply any, err error) {
-		start := time.Now()
-		count.Started.Inc()
-		if _, err = s.admit(ctx, kindUnary, learner); err == nil {
-			reply, err = m.Handler(srv, ctx, dec, nil)
+// gateUnary puts the gate around a generated handler. It makes a stream's handler of it:
+// gRPC receives the request of a unary method by itself, before it has been charged.
+func (s *services) gateUnary(service string, m grpc.MethodDesc) grpc.StreamDesc {
+	return s.gateRaw(service, grpc.StreamDesc{StreamName: m.MethodName, Handler: func(srv any, stream grpc.ServerStream) error {
+		size := int64(0)
+		defer func() { s.requests.give(size) }()
+		receive := func(m any) error {
+			a, err := s.awaitRequest(stream.Context())
+			if err != nil {
+				return err
+			}
+			var req request
+			defer req.free()
+			err = stream.RecvMsg(&req)
+			size = int64(len(req.body))
+			s.arrived(a, size)
+			if err != nil {
+				return err
+			}
+			if err := proto.Unmarshal(req.body, m.(proto.Message)); err != nil {
+				return status.Errorf(codes.Internal, "grpc: error unmarshalling request: %v", err)
+			}
+			return nil
 		}
-		err = toWire(err)
-		count.MessagesReceived.Inc()
-		if err == nil {
-			count.MessagesSent.Inc()
+		reply, err := m.Handler(srv, stream.Context(), receive, nil)
+		if err != nil {
+			return err
 		}
-		s.handled(ctx, count, name, start, err)
-		return reply, err
-	}
+		return stream.SendMsg(reply)
+	}})
 }
 
 // gateRaw puts the gate around a unary call whose handler takes the request's bytes
 // itself. gRPC runs such a handler as that of a stream which is neither the client's nor
 // the server's.
-func (s *services) gateRaw(service string, d grpc.StreamDesc) grpc.StreamHandler {
+func (s *services) gateRaw(service string, d grpc.StreamDesc) grpc.StreamDesc {
+	handle := d.Handler
 	count := s.met.GRPC.Method(service, d.StreamName, kindUnary)
 	name := "/" + service + "/" + d.StreamName
 	learner := s.ofLearner(name)
-	return func(srv any, stream grpc.ServerStream) error {
+	d.Handler = func(srv any, stream grpc.ServerStream) error {
 		growStack(false)
 		start := time.Now()
 		count.Started.Inc()
 		_, err := s.admit(stream.Context(), kindUnary, learner)
 		if err == nil {
-			err = d.Handler(srv, stream)
+			err = handle(srv, stream)
 		}
 		count.MessagesReceived.Inc()
 		if err == nil {
@@ -231,6 +245,7 @@ func (s *services) gateRaw(service string, d grpc.StreamDesc) grpc.StreamHandler
 		s.handled(stream.Context(), count, name, start, err)
 		return err
 	}
+	return d
 }
 
 // growStack makes the goroutine's stack large enough for a whole unary call, and should be
