@@ -76,13 +76,15 @@ func (w *world) change(m *member, ask func(context.Context, *node.Node) (members
 		id, err := ask(context.Background(), n)
 		w.post(m.i, func() {
 			w.changes = false
-			// The leader that is asked for a promotion may be the one that received a snapshot.
-			jumped := false
+			// The leader that is asked for a promotion may be the one that received a snapshot,
+			// or whose disk is full.
+			jumped, full := false, disk.outOfRoom(sent)
 			for _, o := range w.members {
 				if o.n != nil {
 					w.check.applied(o) // as it is by now
 				}
 				jumped = jumped || o.installed >= sent && o.installed > 0
+				full = full || o.disk.outOfRoom(sent)
 			}
 			w.note("changed", uint64(m.i), uint64(id))
 			w.say("a change of member %s by %s: %v", id, m.cfg.Name, err)
@@ -93,7 +95,7 @@ func (w *world) change(m *member, ask func(context.Context, *node.Node) (members
 			case err == nil, errors.Is(err, kv.ErrLearnerNotReady), errors.Is(err, kv.ErrMemberNotLearner), errors.Is(err, kv.ErrMemberNotFound):
 			case errors.Is(err, kv.ErrNotEnoughStarted) && w.check.lastVoter(id):
 			case errors.Is(err, kv.ErrStopped) && !alive():
-			case errors.Is(err, kv.ErrNoSpace) && disk.outOfRoom(sent):
+			case errors.Is(err, kv.ErrNoSpace) && full:
 			case (errors.Is(err, kv.ErrTimeout) || errors.Is(err, context.DeadlineExceeded)) && (took >= w.plan.requestTimeout() || jumped):
 			default:
 				w.fail("a change of member %s failed for no good reason on %s after %s: %v", id, m.cfg.Name, took, err)
