@@ -59,6 +59,7 @@ type Server struct {
 
 	node    *node.Node
 	peers   *peer.Transport
+	asks    *peer.Client // what peers are asked beside messages
 	rpc     *rpc.Server
 	metrics *metrics.Set
 	tls     struct{ client, peer *tlsconf.Source } // nil: no certificate
@@ -66,6 +67,7 @@ type Server struct {
 	clients []clientListener
 	plain   []*plainServer // peer and metrics listeners
 
+	checking sync.WaitGroup // goroutines that read the node
 	serving  sync.WaitGroup // goroutines that accept
 	stopping chan struct{}
 	failed   chan error // one error at most
@@ -109,6 +111,11 @@ func Start(ctx context.Context, cfg *Config, log *slog.Logger) (_ *Server, err e
 	for _, p := range s.plain {
 		s.servePlain(p)
 	}
+	if s.cfg.Features.Enabled("InitialCorruptCheck") {
+		if err := s.checkAtStart(ctx); err != nil {
+			return nil, err
+		}
+	}
 	select {
 	case <-s.node.Ready():
 	case <-s.node.Failed():
@@ -123,6 +130,9 @@ func Start(ctx context.Context, cfg *Config, log *slog.Logger) (_ *Server, err e
 		case <-s.stopping:
 		}
 	})
+	if s.cfg.CorruptCheckTime > 0 {
+		s.checking.Go(s.checkOften)
+	}
 	for _, l := range s.clients {
 		s.serveClients(l)
 	}
@@ -153,6 +163,7 @@ func (s *Server) startNode() error {
 		Metrics:       s.metrics,
 		Logger:        s.log,
 	})
+	s.asks = peer.NewClient(peerTLS, "")
 	s.node, err = node.Start(node.Config{
 		Name:                c.Name,
 		DataDir:             c.DataDir,
@@ -183,7 +194,7 @@ func (s *Server) startNode() error {
 		AuthTokenTTL:        time.Duration(c.AuthTokenTTL) * time.Second,
 		BcryptCost:          int(c.BcryptCost),
 		Network:             s.peers,
-		Peers:               peer.NewClient(peerTLS, ""),
+		Peers:               s.asks,
 		Metrics:             s.metrics,
 		Logger:              s.log,
 	})
@@ -215,7 +226,7 @@ func (s *Server) startNode() error {
 func (s *Server) httpOptions() httpapi.Options {
 	o := httpapi.Options{
 		Member: view{s.node}, Metrics: s.metrics, Logger: s.log, ServerVersion: Version,
-		ReadTimeout: 5*time.Second + 2*s.cfg.ElectionTimeout, // etcd's bound on a request
+		ReadTimeout: s.requestBound(),
 		Pprof:       s.cfg.EnablePprof || s.cfg.Log.Level == "debug",
 		CORS:        s.cfg.CORS, Hosts: s.cfg.HostWhitelist,
 	}
@@ -289,6 +300,7 @@ func (s *Server) close() error {
 	for _, l := range s.clients {
 		l.close()
 	}
+	s.checking.Wait()
 	errs := s.closePlain(ctx, kindMetrics)
 	if s.node != nil {
 		errs = append(errs, s.node.Close())

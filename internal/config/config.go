@@ -102,7 +102,7 @@ type Config struct {
 
 	Features Features
 
-	CorruptCheckTime     time.Duration // accepted
+	CorruptCheckTime     time.Duration // between comparisons of all members' data by the leader; 0: none
 	CompactHashCheckTime time.Duration // accepted
 	DowngradeCheckTime   time.Duration // accepted
 

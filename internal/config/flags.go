@@ -167,6 +167,8 @@ func (t *table) operation(c *Config) {
 	t.duration(&c.ProgressNotifyInterval, "watch-progress-notify-interval", "Time after which an idle watch that wants it is told the revision.")
 	t.uint64(&c.SnapshotCatchUpEntries, "snapshot-catchup-entries", "Entries to keep for a slow follower behind a mark in the log.")
 
+	t.duration(&c.CorruptCheckTime, "corrupt-check-time", "Time after which the leader compares the data of all members again; 0: never.")
+
 	t.group("Unsafe")
 	t.yes(&c.ForceNewCluster, "force-new-cluster", "Go on as the only member on the data of a larger cluster.")
 	t.yes(&c.UnsafeNoFsync, "unsafe-no-fsync", "Do not sync: a crash of the machine loses acknowledged writes.")
@@ -187,7 +189,6 @@ func (t *table) compatibility(c *Config) {
 	t.uint(&c.BootstrapDefragMB, "bootstrap-defrag-threshold-megabytes", "")
 	t.integer(&c.CompactionBatchLimit, "compaction-batch-limit", "")
 	t.duration(&c.CompactionSleep, "compaction-sleep-interval", "")
-	t.duration(&c.CorruptCheckTime, "corrupt-check-time", "")
 	t.duration(&c.CompactHashCheckTime, "compact-hash-check-time", "")
 	t.duration(&c.DowngradeCheckTime, "downgrade-check-time", "")
 	t.duration(&c.RaftReadTimeout, "raft-read-timeout", "")
