@@ -46,13 +46,15 @@ type pending struct {
 	got    [2]*outcome
 
 	stood    bool // in line, when all had settled
+	created  int64
 	canceled bool
 	lost     bool // its key, while it stood
 }
 
 // Where quorate does not do as etcd does, on purpose: whose key is gone hears of it at
 // once. With etcd it waits until those before it are gone, too, and has then even won an
-// election, with a key that is not there. So such a call is ended on etcd's side.
+// election, with a key that is not there. So such a call is ended on etcd's side, if there
+// are any.
 var lostTexts = []string{"mutex: session is expired", "election: not leader"}
 
 type outcome struct {
@@ -240,17 +242,14 @@ func (e *episode) awaitApplied(side int, last uint64) bool {
 	return true
 }
 
-// giveUp ends etcd's call of one who has lost the place, and waits until etcd has deleted the
-// key that it does not know to be gone: by then it may be another's.
+// giveUp ends etcd's call of one who has lost the place and waits behind others, and waits
+// until etcd has deleted the key that it does not know to be gone: by then it may be another's.
 func (e *episode) giveUp(p *pending) {
-	p.lost = true
 	before := e.applied(0)
 	p.cancel()
-	if p.got[0] == nil {
-		o := <-p.result[0]
-		if p.got[0] = &o; o.err != nil && !e.awaitApplied(0, before) {
-			e.Logf("etcd deletes nothing after %s", p.what) // its answer was on the way
-		}
+	o := <-p.result[0]
+	if p.got[0] = &o; !e.awaitApplied(0, before) {
+		e.Fatalf("etcd does not give up %s, after %v", p.what, &o)
 	}
 }
 
@@ -342,7 +341,10 @@ func (e *episode) settle(after string) {
 	}
 	kvs := e.keys(0)
 	for _, p := range e.pending {
-		p.stood = slices.ContainsFunc(kvs, func(kv *mvccpb.KeyValue) bool { return string(kv.Key) == p.key })
+		i := slices.IndexFunc(kvs, func(kv *mvccpb.KeyValue) bool { return string(kv.Key) == p.key })
+		if p.stood = i >= 0; p.stood {
+			p.created = kvs[i].CreateRevision
+		}
 	}
 	e.pending = slices.DeleteFunc(e.pending, func(p *pending) bool {
 		if p.got[0] == nil || p.got[1] == nil {
@@ -393,6 +395,9 @@ func (e *episode) unsettled() string {
 			}
 		}
 		before, there := false, false
+		waits := slices.ContainsFunc(kvs[0], func(kv *mvccpb.KeyValue) bool {
+			return strings.HasPrefix(string(kv.Key), p.line) && kv.CreateRevision < p.created
+		})
 		for _, kv := range kvs[0] {
 			if string(kv.Key) == p.key {
 				there = p.stood || p.value == "" || p.value == string(kv.Value) // else it has not come there yet
@@ -401,7 +406,10 @@ func (e *episode) unsettled() string {
 			before = before || strings.HasPrefix(string(kv.Key), p.line)
 		}
 		if p.stood && !there && !p.lost && p.got[1] != nil && slices.Contains(lostTexts, status.Convert(p.got[1].err).Message()) {
-			e.giveUp(p)
+			p.lost = true
+			if p.got[0] == nil && waits {
+				e.giveUp(p)
+			}
 		}
 		for i := range p.got {
 			switch {
