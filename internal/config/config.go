@@ -44,8 +44,8 @@ type Config struct {
 	InitialClusterToken string
 	InitialClusterState string // new or existing
 	StrictReconfigCheck bool   // refuse membership changes that would lose the quorum
-	DiscoverySRV        string // DNS domain that names the members
-	DiscoverySRVName    string
+	DiscoverySRV        string // DNS domain whose records name the members, in place of InitialCluster
+	DiscoverySRVName    string // suffix of the records' service
 	Discovery           Discovery
 
 	HeartbeatInterval  time.Duration // whole milliseconds

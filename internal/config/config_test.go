@@ -428,7 +428,7 @@ func TestRefused(t *testing.T) {
 		{"--date-dir=x", true, "flag provided but not defined: -date-dir\ndid you mean --data-dir?"},
 		{"--advertise-client-url=x", true, "flag provided but not defined: -advertise-client-url\ndid you mean --advertise-client-urls?"},
 		{"--discovery=x", true, "flag provided but not defined: -discovery\netcd's v2 discovery is gone; name the members with --initial-cluster"},
-		{"--discovery-srv=x", false, "members cannot be discovered by --discovery-srv or --discovery-endpoints; name them with --initial-cluster"},
+		{"--discovery-token=t --discovery-endpoints=x", false, "members cannot be discovered by --discovery-endpoints; name them with --initial-cluster or --discovery-srv"},
 	} {
 		_, err := parse(t, strings.Fields(tt.args)...)
 		if err == nil || err.Error() != tt.want {

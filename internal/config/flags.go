@@ -108,8 +108,8 @@ func (t *table) clustering(c *Config) {
 	t.integer(&c.MaxLearners, "max-learners", "Learners that the cluster may have.")
 	t.text(&c.CompactionMode, "auto-compaction-mode", "What --auto-compaction-retention means: 'periodic' a time, 'revision' a number of revisions.")
 	t.text(&c.CompactionRetention, "auto-compaction-retention", "History to keep: a time ('5m'; a bare number is hours) or a number of revisions; 0: all.")
-	t.text(&c.DiscoverySRV, "discovery-srv", "DNS domain that names the members (not supported: use --initial-cluster).")
-	t.text(&c.DiscoverySRVName, "discovery-srv-name", "Suffix of the DNS service name.")
+	t.text(&c.DiscoverySRV, "discovery-srv", "DNS domain whose SRV records _etcd-server-ssl._tcp and _etcd-server._tcp name the members of a new cluster, in place of --initial-cluster.")
+	t.text(&c.DiscoverySRVName, "discovery-srv-name", "Suffix of the names of these services: _etcd-server-<suffix>._tcp.")
 }
 
 func (t *table) security(c *Config) {

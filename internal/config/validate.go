@@ -103,8 +103,8 @@ func (c *Config) validateCluster() error {
 	if c.Discovery.Fallback != discoveryFallback {
 		return fmt.Errorf("v2 proxy is deprecated, and --discovery-fallback can't be configured as %q", c.Discovery.Fallback)
 	}
-	if c.DiscoverySRV != "" || len(c.Discovery.Endpoints) > 0 {
-		return errors.New("members cannot be discovered by --discovery-srv or --discovery-endpoints; name them with --initial-cluster")
+	if len(c.Discovery.Endpoints) > 0 {
+		return errors.New("members cannot be discovered by --discovery-endpoints; name them with --initial-cluster or --discovery-srv")
 	}
 	return nil
 }
