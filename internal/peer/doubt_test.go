@@ -324,6 +324,32 @@ func TestRemovedInDoubt(t *testing.T) {
 	}
 }
 
+// A stream is doubted at the address that it was dialed at, of several, and of any family.
+func TestSignOfLifeByIPv6(t *testing.T) {
+	l, err := net.Listen("tcp", "[::1]:0")
+	if err != nil {
+		t.Skip(err)
+	}
+	addr := l.Addr().String()
+	l.Close()
+	a, b := start(t, 1, ""), start(t, 2, addr)
+	a.Add(2, []string{"http://" + freeAddr(t), b.url})
+	b.Add(1, []string{a.url})
+	a.reaches(t, b)
+	b.reaches(t, a)
+	r := a.remote(2)
+	u := r.pick()[0]
+	if u.Host != addr {
+		t.Errorf("%s is the first to try, not %s", u.Host, addr)
+	}
+	if took, err := r.signOfLife(t.Context(), u); err != nil || took <= 0 {
+		t.Error(took, err)
+	}
+	if _, err := r.signOfLife(t.Context(), &url.URL{Scheme: "http", Host: freeAddr(t)}); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Error(err)
+	}
+}
+
 // An answer that never ends takes neither memory nor time.
 func TestEndlessHead(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
