@@ -55,6 +55,8 @@ with --pid the CPU time and memory of a local server process.
 For example, quorate and etcd in turn, three times each:
 
   bench put --clients 512 --conns 32 --rounds 3 --pid 4711 --against etcd=127.0.0.1:2479,pid=4712`,
+		Args: cobra.NoArgs, // a word that names no workload is an error
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	for _, w := range []struct {
 		name, short string

@@ -466,6 +466,7 @@ func TestBadArguments(t *testing.T) {
 		{"watch --val-size 4", "watch needs a --val-size"},
 		{"put --rate NaN", "--rate must not"},
 		{"put extra", "unknown command"},
+		{"nosuch", "unknown command"},
 		{"gap --writers 0", "--writers must be"},
 		{"gap --after 1m -- true", "--after must be less"},
 		{"put --json /nonexistent/file --total 1", "--json: open"},
