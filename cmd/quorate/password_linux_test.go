@@ -48,12 +48,16 @@ func openTerminal(t *testing.T) (master, slave *os.File) {
 	return master, slave
 }
 
+// terminalPatience is for a busy machine: a password takes its time to be checked.
+const terminalPatience = time.Minute
+
 // onTerminal starts etcdctl as somebody does who sits at a terminal.
 func onTerminal(t *testing.T, client string, args ...string) *terminal {
 	t.Helper()
 	p := &terminal{t: t}
 	p.master, p.slave = openTerminal(t)
-	p.cmd = commandAs(t, "etcdctl", append([]string{"--endpoints", client}, args...)...)
+	patience := []string{"--endpoints", client, "--dial-timeout=" + terminalPatience.String(), "--command-timeout=" + terminalPatience.String()}
+	p.cmd = commandAs(t, "etcdctl", append(patience, args...)...)
 	p.cmd.Stdin, p.cmd.Stdout, p.cmd.Stderr = p.slave, p.slave, p.slave
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 	if err := p.cmd.Start(); err != nil {
@@ -67,7 +71,7 @@ func onTerminal(t *testing.T, client string, args ...string) *terminal {
 func (p *terminal) see(text string) {
 	p.t.Helper()
 	b := make([]byte, 1000)
-	for end := time.Now().Add(20 * time.Second); !strings.Contains(p.out.String(), text); {
+	for end := time.Now().Add(terminalPatience); !strings.Contains(p.out.String(), text); {
 		if err := p.master.SetReadDeadline(end); err != nil {
 			p.t.Fatal(err)
 		}
@@ -82,7 +86,7 @@ func (p *terminal) see(text string) {
 // hidden waits until the terminal shows nothing of what is typed.
 func (p *terminal) hidden() {
 	p.t.Helper()
-	for end := time.Now().Add(20 * time.Second); p.echoes(); time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(terminalPatience); p.echoes(); time.Sleep(time.Millisecond) {
 		if time.Now().After(end) {
 			p.t.Fatal("the terminal goes on showing what is typed")
 		}
@@ -167,7 +171,7 @@ func TestPasswordAtTerminal(t *testing.T) {
 	for _, args := range [][]string{
 		{"user", "add", "root:r"}, {"user", "grant-role", "root", "root"}, {"auth", "enable"},
 	} {
-		if status, _, stderr := result(t, commandAs(t, "etcdctl", append([]string{"--endpoints", m.client}, args...)...)); status != 0 {
+		if status, _, stderr := result(t, commandAs(t, "etcdctl", append([]string{"--endpoints", m.client, "--command-timeout=" + terminalPatience.String()}, args...)...)); status != 0 {
 			t.Fatalf("%q: %s", args, stderr)
 		}
 	}
