@@ -46,8 +46,9 @@ func (m *Machine) txn(t *kv.Txn) Result {
 	return m.end(tx, body)
 }
 
-// ReadTxn evaluates t, whose operations are all ranges, on v.
-func ReadTxn(v *mvcc.View, t *kv.Txn) Result {
+// ReadTxn evaluates t, whose operations are all ranges, on v. size is that of the answer as
+// far as it is known.
+func ReadTxn(v *mvcc.View, t *kv.Txn, size int64) Result {
 	path := choose(v, t, nil)
 	for _, op := range branch(t, path[0]) {
 		if op.Range != nil {
@@ -56,7 +57,7 @@ func ReadTxn(v *mvcc.View, t *kv.Txn) Result {
 			}
 		}
 	}
-	body, _ := execute(v, t, path, nil, nil)
+	body, _ := execute(v, t, path, nil, make([]byte, 0, size))
 	return Result{Rev: v.Rev(), Body: body}
 }
 

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"sync"
 	"time"
 
 	"quorate/internal/fsm"
 	"quorate/internal/kv"
+	"quorate/internal/mvcc"
 	"quorate/internal/wire"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
@@ -167,6 +169,11 @@ func (k kvService) put(stream grpc.ServerStream, c *call) error {
 	if err := checkPut(&c.put); err != nil {
 		return err
 	}
+	if c.put.PrevKV {
+		if err := k.reserveFor(stream.Context(), c, &kv.Txn{Success: []kv.Op{{Put: &c.put}}}); err != nil {
+			return err
+		}
+	}
 	return k.propose(stream, c, wire.FieldPut)
 }
 
@@ -176,6 +183,11 @@ func (k kvService) deleteRange(stream grpc.ServerStream, c *call) error {
 	}
 	if err := checkDelete(&c.del); err != nil {
 		return err
+	}
+	if c.del.PrevKV {
+		if err := k.reserveFor(stream.Context(), c, &kv.Txn{Success: []kv.Op{{Delete: &c.del}}}); err != nil {
+			return err
+		}
 	}
 	return k.propose(stream, c, wire.FieldDelete)
 }
@@ -193,12 +205,15 @@ func (k kvService) txn(stream grpc.ServerStream, c *call) error {
 		if k.IsLearner() {
 			return rpctypes.ErrGRPCNotSupportedForLearner
 		}
+		if err := k.reserveFor(stream.Context(), c, &t); err != nil {
+			return err
+		}
 		return k.propose(stream, c, wire.FieldTxn)
 	}
 	if err := k.mayRead(serializable); err != nil {
 		return err
 	}
-	res, err := k.readTxn(stream.Context(), &t, serializable)
+	res, err := k.readTxn(stream.Context(), c, &t, serializable)
 	if err != nil {
 		return err
 	}
@@ -206,7 +221,7 @@ func (k kvService) txn(stream grpc.ServerStream, c *call) error {
 }
 
 // readTxn evaluates t, whose operations are all ranges.
-func (k kvService) readTxn(ctx context.Context, t *kv.Txn, serializable bool) (res fsm.Result, err error) {
+func (k kvService) readTxn(ctx context.Context, c *call, t *kv.Txn, serializable bool) (res fsm.Result, err error) {
 	start := time.Now()
 	defer func() { k.meter.readTxn(t, res.Body, start, err) }()
 	if err = k.readable(ctx, serializable); err != nil {
@@ -217,12 +232,47 @@ func (k kvService) readTxn(ctx context.Context, t *kv.Txn, serializable bool) (r
 		return res, err
 	}
 	v := k.View()
-	res = fsm.ReadTxn(v, t)
-	v.Release()
+	defer v.Release()
+	size, err := k.reserve(c, v, t)
+	if err != nil {
+		return res, err
+	}
+	res = fsm.ReadTxn(v, t, size)
 	if err = permit.unchanged(); err == nil {
 		err = res.Err
 	}
 	return res, err
+}
+
+// answerMax is the largest message that gRPC sends.
+const answerMax = math.MaxInt32
+
+// reserve charges the answer to t on v before it is built, and returns how large it will be
+// if that is known. A small one is charged when it is there, unless memory is scarce.
+func (k kvService) reserve(c *call, v *mvcc.View, t *kv.Txn) (size int64, err error) {
+	if fsm.AnswerIsSmall(t) && !k.replies.scarce() {
+		return 0, nil
+	}
+	if size = fsm.AnswerBytes(v, t, answerMax); size > answerMax {
+		return 0, status.Errorf(codes.ResourceExhausted, "trying to send message larger than max (%d vs. %d)", size, answerMax)
+	}
+	return size, c.reply.reserve(size)
+}
+
+// reserveFor is reserve for what writes, the answer to which is built where it is applied,
+// when nobody can wait any more. It goes by the state of now: what is under way may change
+// how large the answer becomes.
+func (k kvService) reserveFor(ctx context.Context, c *call, t *kv.Txn) error {
+	if fsm.AnswerIsSmall(t) && !k.replies.scarce() {
+		return nil
+	}
+	if _, err := k.permitReadTxn(ctx, t); err != nil {
+		return nil // whether it is refused is decided where it is applied; nothing is read for it then
+	}
+	v := k.View()
+	defer v.Release()
+	_, err := k.reserve(c, v, t)
+	return err
 }
 
 func (k kvService) compact(stream grpc.ServerStream, c *call) error {

@@ -181,6 +181,13 @@ func (m *replyMemory) leave(r *reply) {
 	}
 }
 
+// scarce reports whether much of the memory is taken.
+func (m *replyMemory) scarce() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.used > m.max/4
+}
+
 // giveLocked is called with mu held.
 func (m *replyMemory) giveLocked(n int64) {
 	m.used -= n

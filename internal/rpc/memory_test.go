@@ -16,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 )
 
 func TestRequestMemory(t *testing.T) {
@@ -93,6 +94,17 @@ func TestReplyMemory(t *testing.T) {
 // not read, and sees that small requests and, when those connections end, large ones are
 // answered.
 func TestRepliesNeverRead(t *testing.T) {
+	all := &pb.RangeRequest{Key: []byte("k"), RangeEnd: []byte("l"), Serializable: true}
+	t.Run("Range", func(t *testing.T) { repliesNeverRead(t, "/etcdserverpb.KV/Range", all) })
+	t.Run("Txn", func(t *testing.T) {
+		repliesNeverRead(t, "/etcdserverpb.KV/Txn", &pb.TxnRequest{Success: []*pb.RequestOp{opRange(all)}})
+	})
+	t.Run("Txn that writes", func(t *testing.T) {
+		repliesNeverRead(t, "/etcdserverpb.KV/Txn", &pb.TxnRequest{Success: []*pb.RequestOp{opPut(put("other", "")), opRange(all)}})
+	})
+}
+
+func repliesNeverRead(t *testing.T, method string, unread proto.Message) {
 	const limit = 64 << 20
 	m := newMember(t)
 	s, addr := start(t, m, func(o *Options) { o.ReplyMemory = limit }, nil)
@@ -110,9 +122,9 @@ func TestRepliesNeverRead(t *testing.T) {
 		bad := dial(t, addr, grpc.WithInitialWindowSize(64<<10), grpc.WithInitialConnWindowSize(64<<10))
 		for range 20 {
 			wg.Go(func() {
-				stream, err := bad.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, "/etcdserverpb.KV/Range")
+				stream, err := bad.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, method)
 				if err == nil {
-					err = stream.SendMsg(all)
+					err = stream.SendMsg(unread)
 				}
 				if err == nil {
 					err = stream.CloseSend()

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"runtime"
 
 	"quorate/internal/wire"
 
@@ -19,7 +20,10 @@ type reply struct {
 	account *account
 	err     error // why the reply is cut short: no memory, or ctx's
 
-	charged bool // whether memory was asked for
+	charged  bool  // whether memory was asked for
+	reserved int64 // bytes that are charged for a body to come
+
+	sinceYield int64 // bytes that were charged since others were let go first
 
 	parts []part
 	cur   []byte // the part that is being filled: of small, later a chunk
@@ -85,7 +89,36 @@ func getChunk(n int) *[]byte {
 // charge takes n bytes of the memory for replies.
 func (r *reply) charge(n int64) error {
 	r.charged = true
+	if r.sinceYield += n; r.sinceYield >= yieldBytes {
+		r.sinceYield = 0
+		runtime.Gosched()
+	}
 	return r.account.take(r.ctx, r, n)
+}
+
+// yieldBytes is how much of a reply is built in one go. Go lets a goroutine run for 10 ms,
+// and a write passes several on its way: a hundred large reads at once would cost it a
+// second.
+const yieldBytes = 256 << 10
+
+// reserve charges n bytes for the body to come.
+func (r *reply) reserve(n int64) error {
+	if n <= smallReply {
+		return nil
+	}
+	if err := r.charge(n); err != nil {
+		return err
+	}
+	r.reserved += n
+	return nil
+}
+
+// giveReserved gives back what was reserved and is not needed.
+func (r *reply) giveReserved() {
+	if r.reserved > 0 {
+		r.account.give(r.reserved)
+		r.reserved = 0
+	}
 }
 
 // keyValue appends a KeyValue of a RangeResponse.
@@ -102,6 +135,7 @@ const fieldOverhead = 16
 // body appends b, which the reply may keep: without a copy if it is large.
 func (r *reply) body(b []byte) {
 	if len(b) <= smallReply {
+		r.giveReserved()
 		if dst := r.room(len(b)); r.err == nil {
 			r.cur = append(dst, b...)
 		}
@@ -110,11 +144,15 @@ func (r *reply) body(b []byte) {
 	if r.err != nil {
 		return
 	}
-	if err := r.charge(int64(cap(b))); err != nil {
+	if size := int64(cap(b)); size <= r.reserved {
+		r.reserved -= size
+		r.giveReserved()
+	} else if err := r.charge(size - r.reserved); err != nil {
 		r.free()
 		r.err = err
 		return
 	}
+	r.reserved = 0
 	if len(r.cur) > 0 {
 		r.parts = append(r.parts, part{data: r.cur, foreign: !r.chunk})
 	}
@@ -182,6 +220,7 @@ func (r *reply) free() {
 	if r.chunk && cap(r.cur) > 0 {
 		r.account.putSlice(r.cur)
 	}
+	r.giveReserved()
 	r.clear()
 }
 

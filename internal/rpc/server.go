@@ -82,6 +82,10 @@ const (
 	// readBuffer is held by every connection, idle ones too. The default of 32 KiB was
 	// no faster.
 	readBuffer = 8 << 10
+	// headersMax bounds the metadata of a call, in bytes as HTTP/2 counts them: 32 for each
+	// field beside its name and value. gRPC's own bound is 16 MiB, which a long-lived stream
+	// holds as long as it lives and which compressed fields make of few bytes.
+	headersMax = 256 << 10
 )
 
 // requestOverhead is by how much a message may exceed MaxRequestBytes before gRPC
@@ -151,6 +155,7 @@ func New(opts Options) (*Server, error) {
 		grpc.ConnectionTimeout(handshakeTimeout),
 		grpc.WaitForHandlers(true),
 		grpc.ReadBufferSize(readBuffer),
+		grpc.MaxHeaderListSize(headersMax),
 		grpc.StaticStreamWindowSize(streamWindow),
 		grpc.StaticConnWindowSize(connWindow),
 	)
