@@ -262,6 +262,37 @@ func TestSecondSignal(t *testing.T) {
 	}
 }
 
+// A snapshot that is given up leaves no file.
+func TestSnapshotInterrupted(t *testing.T) {
+	server := commandAs(t, "quorate", append([]string{"serve"}, serveArgs()...)...)
+	m := startMember(t, server)
+	if err := server.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "s.db")
+	save := commandAs(t, "etcdctl", "--endpoints", m.client, "snapshot", "save", file)
+	if err := save.Start(); err != nil {
+		t.Fatal(err)
+	}
+	for begin := time.Now(); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := os.Stat(file + ".part"); err == nil {
+			break
+		}
+		if time.Since(begin) > 20*time.Second {
+			t.Fatal("it does not begin")
+		}
+	}
+	if err := save.Process.Signal(syscall.SIGINT); err != nil {
+		t.Fatal(err)
+	}
+	if err := save.Wait(); save.ProcessState.ExitCode() != 5 {
+		t.Errorf("ended with %v", err)
+	}
+	if left, err := os.ReadDir(filepath.Dir(file)); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
 // The client verbs of the same binary work on the member, under both names; a file
 // configures it.
 func TestVerbs(t *testing.T) {

@@ -45,12 +45,15 @@ func saveSnapshot(c *call, args []string) error {
 	if err != nil {
 		return err
 	}
-	// A snapshot takes as long as its size asks for, unless a limit was asked for.
-	ctx, cancel := context.WithCancel(c.base())
+	// A snapshot takes as long as its size asks for, unless a limit was asked for. A signal leaves
+	// no half of it behind.
+	ctx, stop := c.untilSignal()
+	defer stop()
 	if c.g.flags.Changed("command-timeout") {
-		ctx, cancel = c.timeout()
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, c.g.commandTimeout)
+		defer cancel()
 	}
-	defer cancel()
 	version, err := c.download(ctx, spec, args[0])
 	if err != nil {
 		return fail(exitInterrupted, err)
