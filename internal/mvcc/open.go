@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -116,7 +117,10 @@ func describe(err error) error {
 	switch {
 	case errors.Is(err, berrors.ErrTimeout):
 		return errors.New("it is in use by another process: stop that first")
-	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrVersionMismatch), errors.Is(err, berrors.ErrChecksum):
+	case errors.Is(err, syscall.ENOMEM):
+		return fmt.Errorf("%w: this process may not map the file; raise the limit of its address space (ulimit -v)", err)
+	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrVersionMismatch), errors.Is(err, berrors.ErrChecksum),
+		strings.HasPrefix(err.Error(), "file size too small"): // an error without a name
 		return fmt.Errorf("it is not a B+tree file, or damaged: %w; restore the member from a snapshot or let it join anew", err)
 	}
 	return err

@@ -623,6 +623,7 @@ func TestBadFiles(t *testing.T) {
 	}{
 		{"text", bytes.Repeat([]byte("no database\n"), 1000), nil, "not a B+tree file"},
 		{"short", []byte("x"), nil, "not a B+tree file"},
+		{"less than two pages", whole[:os.Getpagesize()*3/2], nil, "restore the member from a snapshot"},
 		{"cut", whole[:len(whole)/16], nil, "cut off"},
 		{"newer", whole, update(func(tx *bbolt.Tx) error {
 			return tx.Bucket(bucketMeta).Put(metaVersion, []byte("3.8.0"))
