@@ -3,7 +3,6 @@ package rpc
 import (
 	"context"
 
-	"quorate/internal/kv"
 	"quorate/internal/wire"
 
 	"google.golang.org/grpc"
@@ -77,8 +76,8 @@ func (s lines) wait(stream grpc.ServerStream, size int64, h func(context.Context
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
 	open := &openStream{cancel: cancel}
-	if !s.open(open) {
-		return kv.ErrStopped
+	if err := s.open(open); err != nil {
+		return err
 	}
 	defer s.closed(open)
 	err := h(ctx)

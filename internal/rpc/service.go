@@ -314,8 +314,8 @@ func (s *services) runStream(srv any, stream grpc.ServerStream, kind string, lea
 	ctx, cancel := context.WithCancelCause(stream.Context())
 	defer cancel(nil)
 	open := &openStream{cancel: cancel, requireLeader: requireLeader}
-	if !s.open(open) {
-		return kv.ErrStopped
+	if err := s.open(open); err != nil {
+		return err
 	}
 	defer s.closed(open)
 	err = handle(srv, &gatedStream{stream, ctx, count})
@@ -350,14 +350,21 @@ func (g *gatedStream) RecvMsg(m any) error {
 	return err
 }
 
-func (s *services) open(o *openStream) bool {
+// openMax bounds the streams that are open, of all connections. One holds some 25 KiB.
+const openMax = 1 << 17
+
+// open takes in a stream, or says why not: kv.ErrStopped, kv.ErrTooManyRequests.
+func (s *services) open(o *openStream) error {
 	s.streams.Lock()
 	defer s.streams.Unlock()
-	if s.streams.stopped {
-		return false
+	switch {
+	case s.streams.stopped:
+		return kv.ErrStopped
+	case len(s.streams.open) >= openMax:
+		return kv.ErrTooManyRequests
 	}
 	s.streams.open[o] = struct{}{}
-	return true
+	return nil
 }
 
 func (s *services) closed(o *openStream) {

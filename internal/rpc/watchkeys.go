@@ -18,7 +18,7 @@ type keysWatch struct{ *watch.Stream }
 // watchKeys watches span from revision start on.
 func (s *services) watchKeys(span kv.Span, start int64) keysWatch {
 	w := keysWatch{s.Backend.Watch().Stream()}
-	w.Create(watch.Create{Span: span, Start: start})
+	w.Create(watch.Create{Span: span, Start: start, Own: true})
 	return w
 }
 

@@ -78,12 +78,20 @@ type set struct {
 	keys  map[string]*group // the first of the siblings
 	spans *interval
 	size  int // watchers
+	bytes int // about what they hold
 }
+
+// watcherBytes is about what a watcher holds beside its span.
+const watcherBytes = 512
+
+// bytes is about what a watcher of s holds.
+func (s *span) bytes() int { return watcherBytes + len(s.start) + len(s.end) }
 
 // add returns the group of sp and fl, which it makes if there is none, with one more
 // watcher in it.
 func (s *set) add(sp span, fl flags) *group {
 	s.size++
+	s.bytes += sp.bytes()
 	first := s.find(&sp)
 	for g := first; g != nil; g = g.sibling {
 		if g.flags == fl {
@@ -128,6 +136,7 @@ func (s *set) find(sp *span) *group {
 // remove takes one watcher off g, and forgets g after the last.
 func (s *set) remove(g *group) {
 	s.size--
+	s.bytes -= g.span.bytes()
 	if g.size--; g.size > 0 {
 		return
 	}

@@ -17,6 +17,7 @@ const (
 	reasonCompacted  = "etcdserver: mvcc: required revision has been compacted"
 	reasonEmptyRange = "mvcc: watcher range is empty"
 	reasonDuplicate  = "mvcc: duplicate watch ID provided on the WatchStream"
+	reasonFull       = "etcdserver: too many requests"
 )
 
 // noWatcher is the watch id of a response that is not about one watcher.
@@ -63,6 +64,9 @@ type Create struct {
 	Fragment bool
 	NoPut    bool
 	NoDelete bool
+	// Own is a watch of the member itself: there are few, and none is refused for want of
+	// memory.
+	Own bool
 }
 
 func (c *Create) flags() flags {
@@ -184,7 +188,7 @@ func (s *Stream) Close() {
 // do nothing.
 //
 // Create starts a watch. It is refused, as etcd does, if the span is empty, the id is
-// taken, or Start is negative. A Start that is compacted, now or later, is told by a
+// taken, or Start is negative; and if all watchers together hold too much. A Start that is compacted, now or later, is told by a
 // response of its own.
 func (s *Stream) Create(c Create) {
 	if !s.awaitRoom() {
@@ -207,6 +211,8 @@ func (s *Stream) Create(c Create) {
 		refused.CancelReason = reasonEmptyRange
 	case c.ID != 0 && s.watchers[c.ID] != nil:
 		refused.CancelReason = reasonDuplicate
+	case h.watchers.bytes >= h.limits.watchers && !c.Own:
+		refused.CancelReason = reasonFull
 	}
 	if refused.CancelReason != "" {
 		s.answer(rev, refused)

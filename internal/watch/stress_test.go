@@ -30,6 +30,7 @@ func stress(t *testing.T, seed uint64) {
 	opts.FragmentBytes = 400
 	opts.ProgressInterval = 2 * time.Millisecond
 	h := newHub(opts, limits{
+		watchers:      1 << 30,
 		pendingEvents: 64, pendingBytes: 8 << 10, dispatch: 8, ring: 16 << 10, frames: 16, queueBytes: 4 << 10,
 		answers: 4, roomFrames: 4, roomBytes: 1 << 10, chunkEvents: 32, chunkBytes: 2 << 10, response: 1 << 10,
 	})

@@ -102,6 +102,7 @@ func runTwin(seed uint64, steps int, counts *twinCounts) (err error) {
 	opts.FragmentBytes = 60 + r.IntN(200)
 	opts.ProgressInterval = time.Hour // ticks are the driver's
 	l := limits{
+		watchers:      1 << 30,
 		pendingEvents: 1 + r.IntN(20), pendingBytes: 100 + r.IntN(2000), dispatch: 1 + r.IntN(5),
 		ring: 100 + r.IntN(1+r.IntN(3000)), frames: 1 + r.IntN(10), queueBytes: 50 + r.IntN(1000), answers: 1000,
 		roomFrames: r.IntN(4), roomBytes: r.IntN(300), chunkEvents: 1 + r.IntN(10), chunkBytes: 1 + r.IntN(300),

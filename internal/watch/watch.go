@@ -35,7 +35,8 @@
 // that wait in queues lie in one ring for the whole hub; when it is full the oldest are
 // dropped, and whoever still waited for them goes behind at the revision that it has not
 // got. A queue has a bound in bytes and in responses, beyond which its watchers go behind.
-// Answers to requests are bounded by letting the requests wait.
+// Answers to requests are bounded by letting the requests wait, and watchers by refusing
+// more when their spans hold too much.
 package watch
 
 import (
@@ -74,6 +75,7 @@ type Options struct {
 
 // limits bound what the hub holds. Tests make them small.
 type limits struct {
+	watchers      int // bytes that all watchers hold, above which no more are taken
 	pendingEvents int // that wait for the hub goroutine
 	pendingBytes  int // of their KeyValues
 	dispatch      int // events handed out in one go, under the lock
@@ -89,6 +91,7 @@ type limits struct {
 }
 
 var defaultLimits = limits{
+	watchers:      1 << 30, // two million
 	pendingEvents: 1 << 16,
 	pendingBytes:  32 << 20,
 	dispatch:      1 << 10,

@@ -492,3 +492,45 @@ func heap() int {
 	runtime.ReadMemStats(&m)
 	return int(m.HeapAlloc)
 }
+
+// TestWatchersAreBounded: spans are charged while they are watched, however many watch them.
+func TestWatchersAreBounded(t *testing.T) {
+	l := defaultLimits
+	l.watchers = 10 << 10
+	b, s := start(t, l)
+	huge := kv.Span{Key: []byte(strings.Repeat("k", 5000))}
+	for range 2 {
+		s.Create(Create{Span: huge})
+	}
+	s.Create(Create{Span: kv.Span{Key: []byte("k")}})
+	s.Create(Create{Span: kv.Span{Key: []byte("own")}, Own: true})
+	s.Cancel(1)
+	s.Create(Create{Span: kv.Span{Key: []byte("k")}})
+	for _, want := range []string{"created 0", "created 1", "refused", "created 2", "canceled 1", "created 3"} {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		parts, err := s.Next(ctx)
+		cancel()
+		if err != nil {
+			t.Fatal(err)
+		}
+		r := decode(parts)
+		var got string
+		switch {
+		case r.Created && r.Canceled && r.CancelReason == reasonFull:
+			got = "refused"
+		case r.Created:
+			got = fmt.Sprintf("created %d", r.WatchId)
+		case r.Canceled:
+			got = fmt.Sprintf("canceled %d", r.WatchId)
+		}
+		if got != want {
+			t.Errorf("%s, want %s", got, want)
+		}
+	}
+	s.Close()
+	b.h.mu.Lock()
+	defer b.h.mu.Unlock()
+	if left := b.h.watchers.bytes; left != 0 {
+		t.Errorf("%d bytes are charged for no watchers", left)
+	}
+}
