@@ -20,8 +20,8 @@ import (
 	"quorate/internal/wire"
 )
 
-var lineSeeds = flag.Uint64("line.seeds", 60, "how many seeds TestLineWatchRandomly runs, from -line.from on")
-var lineFrom = flag.Uint64("line.from", 100, "the first of them")
+var lineSeeds = flag.Uint64("line.seeds", 40, "how many seeds TestLineWatchRandomly runs, from -line.from on, and a third of it TestFrontRandomly")
+var lineFrom = flag.Uint64("line.from", 120, "the first of them")
 
 // yield lets others run for a moment of random length, rarely for long.
 func yield() {
