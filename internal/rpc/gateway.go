@@ -19,12 +19,14 @@ import (
 // names of the proto files, 64-bit numbers as strings, bytes in base64 and empty fields
 // left out. Streams are lines of {"result":...}. /v3beta/ is an old name of /v3/.
 type gateway struct {
-	mux  *runtime.ServeMux
-	conn *grpc.ClientConn
+	mux     *runtime.ServeMux
+	conn    *grpc.ClientConn
+	bodyMax int64
 }
 
-// newGateway returns a gateway to the gRPC server that dial connects to.
-func newGateway(dial func(context.Context) (net.Conn, error)) (*gateway, error) {
+// newGateway returns a gateway to the gRPC server that dial connects to, which takes
+// messages of at most requestMax bytes.
+func newGateway(dial func(context.Context) (net.Conn, error), requestMax int) (*gateway, error) {
 	conn, err := grpc.NewClient("passthrough:///in-process",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return dial(ctx) }),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -54,13 +56,19 @@ func newGateway(dial func(context.Context) (net.Conn, error)) (*gateway, error) 
 			return nil, fmt.Errorf("register the JSON gateway: %w", err)
 		}
 	}
-	return &gateway{mux, conn}, nil
+	return &gateway{mux, conn, jsonBytes * int64(requestMax)}, nil
 }
+
+// jsonBytes is more than a byte of a message takes in JSON, base64 and some space included.
+const jsonBytes = 4
 
 func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if rest, old := strings.CutPrefix(r.URL.Path, "/v3beta/"); old {
 		r.URL.Path = "/v3/" + rest
 	}
+	// A message that is too large is refused by the gRPC server, but JSON is read whole
+	// before there is one.
+	r.Body = http.MaxBytesReader(w, r.Body, g.bodyMax)
 	g.mux.ServeHTTP(w, r)
 }
 

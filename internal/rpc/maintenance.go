@@ -8,10 +8,12 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"quorate/internal/kv"
 	"quorate/internal/membership"
+	"quorate/internal/mvcc"
 	"quorate/internal/wire"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -212,14 +214,10 @@ func (m maintenance) Snapshot(_ *pb.SnapshotRequest, stream grpc.ServerStreaming
 	if err != nil {
 		return err
 	}
-	w := &snapshotWriter{stream: stream, version: m.opts.Status().StorageVersion, left: snap.Size}
+	w := &snapshotWriter{stream: stream, pace: m.snapshotPace, version: m.opts.Status().StorageVersion, left: snap.Size}
 	w.reply.account = accountOf(ctx, m.otherAccount)
 	m.log.Info("sending database snapshot to client", "total-bytes", snap.Size, "storage-version", w.version)
-	err = w.send(snap)
-	if cerr := snap.Close(); cerr != nil {
-		m.log.Warn("failed to close snapshot", "error", cerr)
-	}
-	if err != nil {
+	if err := w.sendAtPace(snap); err != nil {
 		return err
 	}
 	m.met.SnapshotSeconds.Since(start)
@@ -233,7 +231,43 @@ type snapshotWriter struct {
 	version string
 	left    int64 // bytes of the file yet to be sent
 	reply   reply
-	blob    []byte // of the next message
+	blob    []byte       // of the next message
+	sent    atomic.Int64 // bytes
+
+	pace time.Duration // how often snapshotPaceBytes must have been read
+}
+
+// While a snapshot is sent the file cannot reuse pages that are replaced, and grows. So a
+// client has to read some of it all the time.
+const (
+	snapshotPaceEvery = time.Minute
+	snapshotPaceBytes = 1 << 20
+)
+
+// sendAtPace is send, but ends with kv.ErrTimeout when the client reads too slowly. Then
+// the goroutine that sends ends with the stream, when the handler has returned.
+func (w *snapshotWriter) sendAtPace(snap *mvcc.Snapshot) error {
+	ended := make(chan error, 1)
+	go func() {
+		err := w.send(snap)
+		ended <- errors.Join(err, snap.Close())
+	}()
+	pace := time.NewTicker(w.pace)
+	defer pace.Stop()
+	for before := int64(0); ; {
+		select {
+		case err := <-ended:
+			return err
+		case <-w.stream.Context().Done():
+			return w.stream.Context().Err()
+		case <-pace.C:
+		}
+		now := w.sent.Load()
+		if now-before < snapshotPaceBytes {
+			return kv.ErrTimeout
+		}
+		before = now
+	}
 }
 
 // send sends all of snap and the trailer.
@@ -278,6 +312,7 @@ func (w *snapshotWriter) flush() error {
 		return nil
 	}
 	w.left -= int64(len(w.blob))
+	w.sent.Add(int64(len(w.blob)))
 	r := &w.reply
 	r.reset(w.stream.Context(), r.account)
 	b := r.room(headerMax + len(w.version))

@@ -10,10 +10,13 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"quorate/internal/mvcc"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/status"
 )
 
@@ -149,5 +152,29 @@ func TestAuth(t *testing.T) {
 	}
 	if s, err := a.AuthStatus(ctx, &pb.AuthStatusRequest{}); err != nil || s.Enabled || s.AuthRevision != 3 {
 		t.Errorf("auth status: %v, %v", s, err)
+	}
+}
+
+// TestSnapshotNotRead: who does not read a snapshot does not keep it for ever.
+func TestSnapshotNotRead(t *testing.T) {
+	m := newMember(t)
+	s, addr := start(t, m, nil, nil)
+	s.services.snapshotPace = 50 * time.Millisecond
+	conn := dial(t, addr, grpc.WithInitialWindowSize(64<<10), grpc.WithInitialConnWindowSize(64<<10))
+	for i := range 8 {
+		if _, err := pb.NewKVClient(conn).Put(t.Context(), put(fmt.Sprint(i), strings.Repeat("v", 1<<20))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	stream, err := pb.NewMaintenanceClient(conn).Snapshot(t.Context(), &pb.SnapshotRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(500 * time.Millisecond)
+	for err == nil {
+		_, err = stream.Recv()
+	}
+	if want := rpctypes.ErrGRPCTimeout; status.Convert(err).Message() != status.Convert(want).Message() {
+		t.Errorf("%v, want %v", err, want)
 	}
 }

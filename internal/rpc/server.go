@@ -169,7 +169,7 @@ func New(opts Options) (*Server, error) {
 	s.wg.Go(func() { s.services.watchLeader(s.done) })
 	s.wg.Go(s.reportHealth)
 	var err error
-	if s.gateway, err = newGateway(s.dial); err != nil {
+	if s.gateway, err = newGateway(s.dial, opts.MaxRequestBytes+requestOverhead); err != nil {
 		s.Shutdown(canceled())
 		return nil, err
 	}
@@ -184,6 +184,8 @@ func newServices(opts *Options) *services {
 		requestMax: int64(opts.MaxRequestBytes + requestOverhead),
 		replies:    newReplyMemory(opts.ReplyMemory),
 		inLine:     newRequestMemory(opts.LineMemory),
+
+		snapshotPace: snapshotPaceEvery,
 	}
 	s.otherAccount = &account{memory: s.replies}
 	arriving := int(s.requests.max / s.requestMax / 4)

@@ -48,6 +48,8 @@ type services struct {
 	otherAccount  *account
 	otherArrivals arrivals
 
+	snapshotPace time.Duration // see snapshotPaceEvery
+
 	lineWatches lineWatches
 	leaderless  leaderless
 	streams     struct {

@@ -16,8 +16,8 @@ import (
 //   - requests of one connection that have not come yet are charged no more than a quarter
 //     of the memory for requests, and replies no more than half of theirs;
 //   - while others wait for memory, a connection whose requests do not come or whose
-//     replies are not read is closed after a second or two, if it holds at least half of
-//     what would be its share were all alike.
+//     replies are not read is closed after a second or two (after four, if requests do
+//     come, but slowly), if it holds at least half of what would be its share were all alike.
 //
 // Those who hold less than half their share hold less than half of all together. So
 // whoever waits gets memory, unless its holders are at work.
@@ -27,17 +27,24 @@ const (
 	lookEvery = 500 * time.Millisecond
 	// stallLooks is how many looks, beside the first, must find the same standstill.
 	stallLooks = 2
-	// drainLooks is in how many looks a client would have to read all that it is being sent,
-	// at the pace since the last one, to be called at work.
+	// drainLooks is in how many looks a client would have to send all that is awaited, or
+	// read all that it is being sent, at the pace since the last one, to be called at work.
 	drainLooks = 120
+	// awaitLooks is how many looks a request is awaited at whatever pace: less than what
+	// memoryWait gives to others.
+	awaitLooks = 8
 )
 
-// arrivals are a connection's requests that are awaited, in the epochs in which they began
-// to be: of now, of the one before, and before that. An epoch ends with each look.
+// arrivals are a connection's requests that are awaited, by the epoch in which they began
+// to be. An epoch ends with each look.
 type arrivals struct {
 	slots chan struct{} // a place for each
-	begun [stallLooks + 1]atomic.Int32
+	begun [epochs]atomic.Int32
+	read  int64 // bytes that had come on the connection at the last look
 }
+
+// epochs are told apart. The one to come takes the place of the oldest.
+const epochs = awaitLooks + 1
 
 func newArrivals(slots int) arrivals { return arrivals{slots: make(chan struct{}, max(1, slots))} }
 
@@ -68,7 +75,7 @@ func (s *services) awaitRequest(ctx context.Context) (arrival, error) {
 		<-of.slots
 		return arrival{}, err
 	}
-	a := arrival{of, s.looks.epoch.Load() % (stallLooks + 1)}
+	a := arrival{of, s.looks.epoch.Load() % epochs}
 	of.begun[a.epoch].Add(1)
 	return a, nil
 }
@@ -80,14 +87,23 @@ func (s *services) arrived(a arrival, size int64) {
 	s.requests.give(s.requestMax - size)
 }
 
-// awaited is how many requests are awaited, and how many of them since before the last
-// stallLooks looks, if the newest began epoch.
-func (a *arrivals) awaited(epoch uint32) (all, old int64) {
-	for i := range a.begun {
-		all += int64(a.begun[i].Load())
+// stalled reports whether requests do not come any more, and how many are awaited. epoch is
+// that which ends. It is called once a look, and read is what has come by now.
+func (a *arrivals) stalled(epoch uint32, read, requestMax int64) (stalled bool, awaited int64) {
+	var old, oldest int64
+	for age := range uint32(epochs) {
+		n := int64(a.begun[(epoch+epochs-age)%epochs].Load())
+		awaited += n
+		if age >= stallLooks {
+			old += n
+		}
+		if age == awaitLooks {
+			oldest = n
+		}
 	}
-	// The epoch to come takes the place of the oldest.
-	return all, int64(a.begun[(epoch+1)%(stallLooks+1)].Load())
+	came := read - a.read
+	a.read = read
+	return oldest > 0 || old > 0 && came*drainLooks < awaited*requestMax, awaited
 }
 
 // connOf is the connection that a call came on; nil if it came another way.
@@ -141,7 +157,7 @@ func (l *looks) stalled(epoch uint32) (list []*conn) {
 		if c.own {
 			continue
 		}
-		all, old := c.arrivals.awaited(epoch)
+		silent, awaited := c.arrivals.stalled(epoch, c.read.Load(), l.requestMax)
 		a := &c.account
 		if a.moved*drainLooks >= a.held {
 			a.still = 0
@@ -149,7 +165,7 @@ func (l *looks) stalled(epoch uint32) (list []*conn) {
 			a.still++
 		}
 		a.moved = 0
-		if old > 0 && 2*n*all*l.requestMax >= l.requests.max ||
+		if silent && 2*n*awaited*l.requestMax >= l.requests.max ||
 			a.still >= stallLooks && 2*n*a.held >= l.replies.max {
 			list = append(list, c)
 		}

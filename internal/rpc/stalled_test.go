@@ -25,23 +25,28 @@ func newLooks() (s *services, connect func() *conn) {
 
 // begin has n requests of a connection awaited, from now on.
 func (s *services) begin(c *conn, n int32) arrival {
-	a := arrival{&c.arrivals, s.looks.epoch.Load() % (stallLooks + 1)}
+	a := arrival{&c.arrivals, s.looks.epoch.Load() % epochs}
 	a.of.begun[a.epoch].Add(n)
 	return a
 }
 
 // TestStalledRequests: of those whose requests do not come, the ones that hold much are to
-// be closed.
+// be closed; those whose requests come slowly are given more time.
 func TestStalledRequests(t *testing.T) {
 	s, connect := newLooks()
-	little, much, busy := connect(), connect(), connect()
+	little, much, slow, busy := connect(), connect(), connect(), connect()
 	s.begin(little, 1)
-	s.begin(much, 12)
-	for i := range stallLooks + 1 {
+	s.begin(much, 6)
+	s.begin(slow, 6)
+	for i := range awaitLooks + 1 {
 		a := s.begin(busy, 3)
+		slow.read.Add(6*s.requestMax/drainLooks + 1)
 		got := s.looks.stalled(s.looks.epoch.Load())
 		if want := i >= stallLooks; slices.Contains(got, much) != want {
-			t.Errorf("look %d: the one that holds most is stalled: %v", i, !want)
+			t.Errorf("look %d: the one whose requests do not come is stalled: %v", i, !want)
+		}
+		if want := i >= awaitLooks; slices.Contains(got, slow) != want {
+			t.Errorf("look %d: the one whose requests come slowly is stalled: %v", i, !want)
 		}
 		if slices.Contains(got, little) || slices.Contains(got, busy) {
 			t.Errorf("look %d: one is stalled that holds little or is at work", i)
