@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"strconv"
 	"sync"
 	"time"
 
 	"quorate/internal/kv"
+	"quorate/internal/peer"
 	"quorate/internal/wire"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -95,6 +97,18 @@ func (s *Server) checkAtStart(ctx context.Context) error {
 	return nil
 }
 
+// hashesWhenChecked keeps our hash from the others until checkAtStart is over: a member that will
+// refuse to serve must not make the leader end writing.
+func (s *Server) hashesWhenChecked(peers http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == peer.PathHashKV && !s.checked.Load() {
+			http.Error(w, "the member compares its data with the others' first", http.StatusServiceUnavailable)
+			return
+		}
+		peers.ServeHTTP(w, r)
+	})
+}
+
 // checkOften is --corrupt-check-time: while this member leads, it compares the others' data with
 // its own, and raises the alarm CORRUPT when some differ, which ends writing. It returns when the
 // server stops.
@@ -146,7 +160,7 @@ func (s *Server) checkNow(ctx context.Context) error {
 	for _, h := range hashes {
 		if h.err != nil {
 			if !errors.Is(h.err, kv.ErrFutureRevision) { // it is behind
-				s.log.Warn("cannot compare the data with a member", "remote-peer-id", strconv.FormatUint(h.id, 16), "error", h.err)
+				s.log.Warn("a member does not tell its hash", "remote-peer-id", strconv.FormatUint(h.id, 16), "error", h.err)
 			}
 			continue
 		}

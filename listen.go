@@ -224,7 +224,7 @@ func (s *Server) servePlain(p *plainServer) {
 	p.http.ReadHeaderTimeout = 5 * time.Minute
 	p.http.ErrorLog = log.New(io.Discard, "", 0) // clients' faults are not the operator's
 	if p.kind == kindPeer {
-		p.http.Handler = s.peers.Handler()
+		p.http.Handler = s.hashesWhenChecked(s.peers.Handler())
 	} else {
 		p.http.Handler = httpapi.Metrics(s.httpOptions())
 	}

@@ -21,6 +21,7 @@ import (
 	"net/http"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"quorate/internal/config"
@@ -67,6 +68,7 @@ type Server struct {
 	clients []clientListener
 	plain   []*plainServer // peer and metrics listeners
 
+	checked  atomic.Bool    // checkAtStart is over; others may ask for our hash
 	checking sync.WaitGroup // goroutines that read the node
 	serving  sync.WaitGroup // goroutines that accept
 	stopping chan struct{}
@@ -119,6 +121,7 @@ func Start(ctx context.Context, cfg *Config, log *slog.Logger) (_ *Server, err e
 			return nil, err
 		}
 	}
+	s.checked.Store(true)
 	select {
 	case <-s.node.Ready():
 	case <-s.node.Failed():

@@ -53,7 +53,7 @@ func (t *Transport) askRoutes(mux *http.ServeMux) {
 	mux.HandleFunc(pathVersion, t.only(http.MethodGet, t.serveVersion))
 	mux.HandleFunc(pathMembers, t.only(http.MethodGet, t.serveMembers))
 	mux.HandleFunc(pathPromote, t.only(http.MethodPost, t.servePromote))
-	mux.HandleFunc(pathHashKV, t.only(http.MethodGet, t.serveHashKV))
+	mux.HandleFunc(PathHashKV, t.only(http.MethodGet, t.serveHashKV))
 	mux.HandleFunc(pathLeases, t.only(http.MethodPost, t.serveRenew))
 	mux.HandleFunc(pathLeasesIn, t.only(http.MethodPost, t.serveTimeToLive))
 	mux.HandleFunc(pathDowngrad, t.only(http.MethodGet, t.serveDowngrade))

@@ -182,7 +182,7 @@ func leaseRefusal(resp *http.Response, data []byte) error {
 // kv.ErrFutureRevision.
 func (c *Client) HashKV(ctx context.Context, urls []string, rev int64) (*pb.HashKVResponse, error) {
 	q := fmt.Appendf(nil, `{"revision":%d}`, rev)
-	resp, data, err := c.ask(ctx, urls, http.MethodGet, pathHashKV, content("application/json"), q)
+	resp, data, err := c.ask(ctx, urls, http.MethodGet, PathHashKV, content("application/json"), q)
 	if err != nil {
 		return nil, err
 	}

@@ -28,7 +28,7 @@ const (
 	pathVersion  = "/version"
 	pathMembers  = "/members"
 	pathPromote  = "/members/promote/"
-	pathHashKV   = "/members/hashkv"
+	PathHashKV   = "/members/hashkv" // what other members compare data by
 	pathLeases   = "/leases"
 	pathLeasesIn = "/leases/internal"
 	pathDowngrad = "/downgrade/enabled"
