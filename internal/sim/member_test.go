@@ -255,6 +255,9 @@ func (m *member) ended(t *turn, what string) {
 	case err := <-t.done:
 		t.running = false
 		m.w.note(what, uint64(m.i))
+		if m.n == nil {
+			return // the member has failed in this very moment
+		}
 		if err != nil {
 			m.failed(fmt.Errorf("%s: %w", what, err))
 		} else if t == &m.apply {

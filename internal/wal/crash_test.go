@@ -118,15 +118,18 @@ func (c *crashTest) crash(m *vfs.Mem, seed uint64, depth int) {
 	c.tries++
 	after := m.Crash(seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))
-	var again *vfs.Mem
-	var opening sync.Mutex // held while n counts
-	n := 0
+	var again, torn *vfs.Mem
+	var opening sync.Mutex // held while n counts, and appending changes
+	n, appending := 0, false
 	hooks := rand.New(rand.NewPCG(seed, 4))
-	after.Hook = func(vfs.Op) error {
+	after.Hook = func(op vfs.Op) error {
 		opening.Lock()
 		defer opening.Unlock()
 		if n++; depth > 0 && n < 1000 && hooks.IntN(n) == 0 {
 			again = after.Crash(seed + uint64(n))
+		}
+		if depth > 0 && appending && op.Kind == "sync" && strings.HasSuffix(op.Name, segmentSuffix) {
+			torn = after.Crash(seed + 5)
 		}
 		return nil
 	}
@@ -161,20 +164,14 @@ func (c *crashTest) crash(m *vfs.Mem, seed uint64, depth int) {
 	more := entries(last+1, last+1+rnd.Uint64N(4), term+1, 1+rnd.IntN(2000))
 	hs := hard(term+1, 1, last)
 	// The power may fail again while it does.
-	var torn *vfs.Mem
-	after.Hook = func(op vfs.Op) error {
-		opening.Lock()
-		defer opening.Unlock()
-		if depth > 0 && op.Kind == "sync" && strings.HasSuffix(op.Name, segmentSuffix) {
-			torn = after.Crash(seed + 5)
-		}
-		return nil
-	}
+	opening.Lock()
+	appending = true
+	opening.Unlock()
 	if err := l.Append(more, hs, true); err != nil {
 		fail("append after recovery: %v", err)
 	}
 	opening.Lock()
-	after.Hook = nil
+	appending = false
 	opening.Unlock()
 	if torn != nil {
 		c.from(rec, step{entries: more, hard: new(stateOf(hs)), sync: true}).crash(torn, seed+6, depth-1)
