@@ -28,6 +28,9 @@ const (
 	proposalBytesMax = 256 << 20
 	// batchBytesMax bounds one batch of proposals, and so one append to the log.
 	batchBytesMax = 8 << 20
+	// goneBytesMax bounds what the queue holds that nobody waits for any more, beside as
+	// much as what is waited for.
+	goneBytesMax = 1 << 20
 	// entryOverhead is more than the log needs for an entry beside its data, in bytes.
 	entryOverhead = 128
 )
@@ -58,6 +61,7 @@ type proposals struct {
 	queue   []queued             // not in the log yet, in order of arrival
 	waiting map[uint64]*proposal // all, by id
 	bytes   int64                // of all
+	gone    int64                // bytes in the queue, at most, that nobody waits for any more
 	closed  error                // why no more are taken
 
 	lastID atomic.Uint64
@@ -81,6 +85,9 @@ type queued struct {
 	data []byte
 	kind raftpb.EntryType
 }
+
+// size is what q takes, about.
+func (q queued) size() int64 { return int64(len(q.data)) + entryOverhead }
 
 // batch is proposals that were sent to a leader as one message.
 type batch struct {
@@ -135,11 +142,12 @@ func (ps *proposals) batch(leads uint64) []queued {
 		}
 		taken++
 		p := ps.waiting[q.id]
-		if p == nil {
-			continue
-		}
-		if p.only != 0 && p.only != leads {
+		if p != nil && p.only != 0 && p.only != leads {
 			ps.endLocked(p, kv.ErrLeaderChanged)
+			p = nil
+		}
+		if p == nil {
+			ps.gone -= q.size()
 			continue
 		}
 		batch = append(batch, q)
@@ -271,8 +279,20 @@ func (ps *proposals) remove(id uint64) *proposal {
 	if p != nil {
 		delete(ps.waiting, id)
 		ps.bytes -= int64(len(p.data))
+		if p.term == 0 {
+			ps.gone += queued{data: p.data}.size()
+		}
 	}
 	return p
+}
+
+// tidy takes out of the queue what nobody waits for any more, once it is much: while no
+// proposal goes on, clients may come, give up and come again. The caller holds mu.
+func (ps *proposals) tidy() {
+	if ps.gone > ps.bytes+goneBytesMax {
+		ps.queue = slices.DeleteFunc(ps.queue, func(q queued) bool { return ps.waiting[q.id] == nil })
+		ps.gone = 0
+	}
 }
 
 // abandon is called by a client that waits no more. It reports whether the proposal was
@@ -280,6 +300,7 @@ func (ps *proposals) remove(id uint64) *proposal {
 func (ps *proposals) abandon(p *proposal) bool {
 	ps.mu.Lock()
 	defer ps.mu.Unlock()
+	defer ps.tidy()
 	return ps.remove(p.id) == p
 }
 
@@ -292,6 +313,7 @@ func (ps *proposals) expire(t time.Time, err error) {
 			ps.endLocked(p, err)
 		}
 	}
+	ps.tidy()
 }
 
 // close ends all waits with err and refuses new proposals with it.

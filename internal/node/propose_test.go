@@ -127,6 +127,49 @@ func TestAnswerReachesItsProposalOnce(t *testing.T) {
 	}
 }
 
+// While nothing can be proposed, clients that give up and come again leave nothing behind.
+func TestAbandonedProposalsAreBounded(t *testing.T) {
+	ps := newProposals()
+	stays := newProposal(1, 1<<20)
+	stays.at = time.Unix(200, 0)
+	if err := ps.add(stays, plenty); err != nil {
+		t.Fatal(err)
+	}
+	held := func() (n int64) {
+		for _, q := range ps.queue {
+			n += q.size()
+		}
+		return n
+	}
+	for id := uint64(2); id < 3000; id++ {
+		p := newProposal(id, int(id*7919%(1<<20)))
+		if err := ps.add(p, plenty); err != nil {
+			t.Fatal(err)
+		}
+		if id%2 == 0 {
+			if !ps.abandon(p) {
+				t.Fatal("not abandoned")
+			}
+		} else {
+			p.at = time.Unix(100, 0)
+			ps.expire(time.Unix(150, 0), kv.ErrTimeout)
+		}
+		if id%100 == 0 { // some are taken out, and put back
+			if taken := ps.batch(0); len(taken) != 1 || taken[0].id != 1 {
+				t.Fatalf("batch %v", taken)
+			} else {
+				ps.requeue(taken)
+			}
+		}
+		if got := held(); got > 2*ps.bytes+2*goneBytesMax {
+			t.Fatalf("the queue holds %d bytes, of which %d are waited for", got, ps.bytes)
+		}
+	}
+	if ps.gone < 0 {
+		t.Errorf("%d bytes are gone", ps.gone)
+	}
+}
+
 func TestExpiredProposalLeavesTheQueue(t *testing.T) {
 	ps := newProposals()
 	old, young := newProposal(1, 10), newProposal(2, 10)
