@@ -37,6 +37,7 @@ func (n *Node) keep() {
 	defer ticker.Stop()
 	compactor := newCompactor(n.cfg.Compaction, time.Now())
 	introduced := false
+	var stall stallNotice
 	var versionAt time.Time // not before, the versions are looked at again
 	for {
 		select {
@@ -59,6 +60,7 @@ func (n *Node) keep() {
 				n.readyOnce.Do(func() { close(n.ready) })
 			}
 		}
+		n.noticeStall(&stall, time.Now())
 		n.watchSpace()
 		if !n.leading.Load() {
 			continue

@@ -2,6 +2,7 @@ package node
 
 import (
 	"math"
+	"time"
 
 	"quorate/internal/kv"
 	"quorate/internal/wire"
@@ -105,11 +106,45 @@ func (n *Node) raiseNoSpace() {
 	n.setNoSpace(pb.AlarmRequest_ACTIVATE)
 }
 
+// stallNotice is when the log last said that the file cannot be written, so that a disk
+// that stays full does not fill the log.
+type stallNotice struct {
+	stalled bool
+	next    time.Time
+	pause   time.Duration
+}
+
+// stallPauseMax bounds the time between two notices of one stall.
+const stallPauseMax = time.Minute
+
+// due reports whether it is time to say that the file cannot be written, which is what err
+// says if it is not nil: at once, and then after ever longer times; or that it can be again.
+func (s *stallNotice) due(err error, now time.Time) (stalled, over bool) {
+	switch {
+	case err == nil:
+		over = s.stalled
+		*s = stallNotice{}
+	case !now.Before(s.next):
+		s.pause = min(stallPauseMax, max(time.Second, 2*s.pause))
+		s.stalled, s.next = true, now.Add(s.pause)
+		stalled = true
+	}
+	return stalled, over
+}
+
+// noticeStall tells the operator of a file that cannot be written.
+func (n *Node) noticeStall(s *stallNotice, now time.Time) {
+	err := n.store.Stalled()
+	switch stalled, over := s.due(err, now); {
+	case stalled:
+		n.log.Warn("the file cannot be written now; the log holds what is missing", "error", err, "unflushed-bytes", n.store.TailBytes())
+	case over:
+		n.log.Info("the file can be written again")
+	}
+}
+
 // watchSpace lowers this member's alarm once there is space again.
 func (n *Node) watchSpace() {
-	if err := n.store.Stalled(); err != nil {
-		n.log.Warn("the file cannot be written now; the log holds what is missing", "error", err, "unflushed-bytes", n.store.TailBytes())
-	}
 	for _, a := range n.alarms.List(pb.AlarmType_NOSPACE) {
 		if a.MemberID != n.id {
 			continue
