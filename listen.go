@@ -26,7 +26,7 @@ import (
 // data, the peers and the process itself.
 const fdReserve = 150
 
-// plainConnsMax is how many connections the peer and metrics ports may have together.
+// plainConnsMax is how many connections each of the peer and metrics ports may have.
 const plainConnsMax = 512
 
 // socket is a bound URL.
@@ -90,7 +90,7 @@ func (s *Server) listen() (err error) {
 	if s.tls.client, err = s.loadTLS("client", c.ClientTLS, c.ClientAutoTLS, clientURLs); err != nil {
 		return err
 	}
-	clientSlots, plainSlots, err := connSlots()
+	clientSlots, peerSlots, metricsSlots, err := connSlots()
 	if err != nil {
 		return err
 	}
@@ -103,16 +103,17 @@ func (s *Server) listen() (err error) {
 		s.clients = append(s.clients, clientListener{l, i >= len(c.ListenClientURLs)})
 	}
 	for _, group := range []struct {
-		kind string
-		urls URLs
-		tls  *tlsconf.Source
-	}{{kindPeer, c.ListenPeerURLs, s.tls.peer}, {kindMetrics, c.ListenMetricsURLs, s.tls.client}} {
+		kind  string
+		urls  URLs
+		tls   *tlsconf.Source
+		slots chan struct{}
+	}{{kindPeer, c.ListenPeerURLs, s.tls.peer, peerSlots}, {kindMetrics, c.ListenMetricsURLs, s.tls.client, metricsSlots}} {
 		for _, u := range group.urls {
 			l, err := s.bind(u)
 			if err != nil {
 				return err
 			}
-			l.Listener = newLimited(l.Listener, plainSlots)
+			l.Listener = newLimited(l.Listener, group.slots)
 			p := &plainServer{socket: l, kind: group.kind}
 			if config.Secure(u) {
 				p.tls = group.tls
@@ -221,7 +222,9 @@ func (s *Server) serveClients(l clientListener) {
 
 // servePlain answers on the peer port or the metrics port.
 func (s *Server) servePlain(p *plainServer) {
-	p.http.ReadHeaderTimeout = 5 * time.Minute
+	// Who connects and says nothing must not keep a place from the members for long.
+	p.http.ReadHeaderTimeout = 10 * time.Second
+	p.http.IdleTimeout = 5 * time.Minute
 	p.http.ErrorLog = log.New(io.Discard, "", 0) // clients' faults are not the operator's
 	if p.kind == kindPeer {
 		p.http.Handler = s.hashesWhenChecked(s.peers.Handler())
@@ -258,19 +261,20 @@ func (s *Server) serve(what string, fn func() error) {
 }
 
 // connSlots are how many connections may be open at a time, one slot each: of clients, on
-// all client listeners together, and on the peer and metrics ports together. They follow
-// from the limit of file descriptors. nil is no bound.
-func connSlots() (client, plain chan struct{}, err error) {
+// all client listeners together, on all peer listeners, and on all for metrics: who asks
+// for those must not keep the members from each other. They follow from the limit of file
+// descriptors. nil is no bound.
+func connSlots() (client, peer, metrics chan struct{}, err error) {
 	var l syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &l); err != nil || l.Cur > 1<<30 {
-		return nil, nil, nil // unknown or unlimited
+		return nil, nil, nil, nil // unknown or unlimited
 	}
 	if l.Cur <= fdReserve {
-		return nil, nil, fmt.Errorf("file descriptor limit of etcd process is too low; please set higher (limit %d, recommended more than %d)", l.Cur, fdReserve)
+		return nil, nil, nil, fmt.Errorf("file descriptor limit of etcd process is too low; please set higher (limit %d, recommended more than %d)", l.Cur, fdReserve)
 	}
 	n := int(l.Cur) - fdReserve
-	probes := max(1, min(plainConnsMax, n/8))
-	return make(chan struct{}, max(1, n-probes)), make(chan struct{}, probes), nil
+	plain := max(1, min(plainConnsMax, n/8))
+	return make(chan struct{}, max(1, n-2*plain)), make(chan struct{}, plain), make(chan struct{}, plain), nil
 }
 
 // limited is a listener whose connections each hold a slot. Without a free one it keeps
