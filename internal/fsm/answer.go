@@ -1,6 +1,8 @@
 package fsm
 
 import (
+	"runtime"
+
 	"quorate/internal/kv"
 	"quorate/internal/mvcc"
 )
@@ -49,7 +51,7 @@ func namedKeys(t *kv.Txn) (n int, ok bool) {
 // AnswerBytes is no less than the size of the answer to t, were it applied to the state of
 // v: that of the larger branch. It gives up beyond limit.
 func AnswerBytes(v *mvcc.View, t *kv.Txn, limit int64) int64 {
-	return sizer{v, limit, putBytes(t)}.txn(t, opOverhead)
+	return sizer{yielding{v}, limit, putBytes(t)}.txn(t, opOverhead)
 }
 
 // putBytes is what the puts of t, of either branch, may add to what its ranges read.
@@ -67,9 +69,28 @@ func putBytes(t *kv.Txn) (n int64) {
 	return n
 }
 
+// yieldBytes is how much of an answer is built, or measured, in one go by who only reads.
+const yieldBytes = 256 << 10
+
+// yielding is a View whose long ranges let other goroutines go first now and then: Go would
+// let each run for 10 ms, and a write passes several on its way.
+type yielding struct{ *mvcc.View }
+
+// Range is View's.
+func (y yielding) Range(r *kv.Range, emit func(keyValue []byte)) (mvcc.Found, error) {
+	n := 0
+	return y.View.Range(r, func(keyValue []byte) {
+		emit(keyValue)
+		if n += len(keyValue); n >= yieldBytes {
+			n = 0
+			runtime.Gosched()
+		}
+	})
+}
+
 // sizer finds out how large answers are.
 type sizer struct {
-	v     *mvcc.View
+	v     yielding
 	limit int64
 	puts  int64 // putBytes
 }

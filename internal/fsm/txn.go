@@ -46,9 +46,10 @@ func (m *Machine) txn(t *kv.Txn) Result {
 	return m.end(tx, body)
 }
 
-// ReadTxn evaluates t, whose operations are all ranges, on v. size is that of the answer as
+// ReadTxn evaluates t, whose operations are all ranges, on view. size is that of the answer as
 // far as it is known.
-func ReadTxn(v *mvcc.View, t *kv.Txn, size int64) Result {
+func ReadTxn(view *mvcc.View, t *kv.Txn, size int64) Result {
+	v := yielding{view}
 	path := choose(v, t, nil)
 	for _, op := range branch(t, path[0]) {
 		if op.Range != nil {

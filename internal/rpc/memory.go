@@ -8,7 +8,9 @@ import (
 
 	"quorate/internal/kv"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/status"
 )
 
 // What clients can make the member hold is bounded in two places: requests from the
@@ -215,6 +217,9 @@ func (a *account) take(ctx context.Context, r *reply, n int64) error {
 	if ok {
 		return nil
 	}
+	if freed == nil {
+		return errConnClosed
+	}
 	timer := time.NewTimer(memoryWait)
 	defer timer.Stop()
 	ticks, stop := lookTicks(a.memory.look)
@@ -232,14 +237,24 @@ func (a *account) take(ctx context.Context, r *reply, n int64) error {
 		if freed, ok = a.try(r, n); ok {
 			return nil
 		}
+		if freed == nil {
+			return errConnClosed
+		}
 	}
 }
 
-// try charges n bytes for r, or returns what to wait for before trying again.
+// errConnClosed is for a reply that has nowhere to go, and could not be charged.
+var errConnClosed = status.Error(codes.Canceled, "the connection is closed")
+
+// try charges n bytes for r, or returns what to wait for before trying again: nil if the
+// connection is closed.
 func (a *account) try(r *reply, n int64) (freed <-chan struct{}, ok bool) {
 	m := a.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	if a.closed {
+		return nil, false
+	}
 	fits := m.used+n <= m.max && a.held+n <= m.max/2
 	if !fits && m.over != nil && m.over != r {
 		return m.freed, false
@@ -247,10 +262,8 @@ func (a *account) try(r *reply, n int64) (freed <-chan struct{}, ok bool) {
 	if !fits {
 		m.over = r
 	}
-	if !a.closed {
-		a.held += n
-		m.used += n
-	}
+	a.held += n
+	m.used += n
 	return nil, true
 }
 

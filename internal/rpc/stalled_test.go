@@ -120,3 +120,27 @@ func TestStalledPace(t *testing.T) {
 		}
 	}
 }
+
+// TestClosedConnection: nothing is charged to a connection that is closed, nor built for it.
+func TestClosedConnection(t *testing.T) {
+	s, connect := newLooks()
+	c := connect()
+	if err := c.account.take(t.Context(), new(reply), 2000); err != nil {
+		t.Fatal(err)
+	}
+	waiting := make(chan error)
+	go func() { waiting <- c.account.take(t.Context(), new(reply), 10) }()
+	time.Sleep(10 * time.Millisecond)
+	if err := c.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-waiting; err != errConnClosed {
+		t.Errorf("who waited: %v", err)
+	}
+	if err := c.account.take(t.Context(), new(reply), 10); err != errConnClosed {
+		t.Errorf("who comes then: %v", err)
+	}
+	if s.replies.used != 0 {
+		t.Errorf("%d bytes are charged", s.replies.used)
+	}
+}
