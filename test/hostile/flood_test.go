@@ -56,7 +56,7 @@ func TestSnapshotsNotRead(t *testing.T) {
 	if info, err := os.Stat(filepath.Join(v.Dir, "member", "snap", "db")); err == nil {
 		t.Logf("the file has %d MiB", info.Size()>>20)
 	}
-	v.bounds(toll, notice, 700)
+	v.bounds(toll, *notice, 700)
 }
 
 // TestLargePuts keeps many puts of the largest size under way.
@@ -119,7 +119,7 @@ func TestCanceledPuts(t *testing.T) {
 		}
 		wg.Wait()
 	})
-	v.bounds(toll, notice, 1500)
+	v.bounds(toll, *notice, 1500)
 }
 
 // TestLeases floods keep-alives, and grants, revokes and lists what makes no sense.
@@ -156,7 +156,7 @@ func TestLeases(t *testing.T) {
 		}
 		wg.Wait()
 	})
-	v.bounds(toll, notice, 600)
+	v.bounds(toll, *notice, 600)
 }
 
 // TestLocksOfTheGone has thousands wait for locks of odd names and vanish.
@@ -180,7 +180,7 @@ func TestLocksOfTheGone(t *testing.T) {
 			_ = r.Close() // this is the vanishing
 		}
 	})
-	v.bounds(toll, notice, 700)
+	v.bounds(toll, *notice, 700)
 }
 
 // TestFrames floods with frames that cost the sender little.
@@ -251,7 +251,7 @@ func TestFrames(t *testing.T) {
 				}
 				t.Logf("%d frames or calls", n)
 			})
-			v.bounds(toll, notice, 400)
+			v.bounds(toll, *notice, 400)
 		})
 	}
 }
@@ -272,7 +272,7 @@ func TestIdleConnections(t *testing.T) {
 			}
 		}
 	})
-	v.bounds(toll, notice, 400)
+	v.bounds(toll, *notice, 400)
 }
 
 // TestAuthFloods asks for hashes and guesses passwords and tokens in parallel.
@@ -307,7 +307,7 @@ func TestAuthFloods(t *testing.T) {
 		}
 		wg.Wait()
 	})
-	v.bounds(toll, notice, 400)
+	v.bounds(toll, *notice, 400)
 }
 
 // TestMaintenanceInLoops has many clients compact, defragment and hash without end.
@@ -341,5 +341,5 @@ func TestMaintenanceInLoops(t *testing.T) {
 		}
 		wg.Wait()
 	})
-	v.bounds(toll, notice, 700)
+	v.bounds(toll, *notice, 700)
 }

@@ -87,13 +87,13 @@ func TestRepliesNotRead(t *testing.T) {
 					start := time.Now()
 					_, err := kv.Range(ctx, &pb.RangeRequest{Key: []byte("fill/000000")})
 					cancel()
-					if took := time.Since(start); err != nil || took > notice {
+					if took := time.Since(start); err != nil || took > *notice {
 						v.errorf("a read of 64 KiB beside them: %v after %v", err, took)
 					}
 				}
 			})
 			// 1 GiB of replies, and as much for the garbage collector.
-			v.bounds(toll, notice, 2200)
+			v.bounds(toll, *notice, 2200)
 			for _, r := range conns {
 				_ = r.Close() // perhaps it is
 			}
@@ -119,7 +119,7 @@ func TestGatewayRepliesNotRead(t *testing.T) {
 		}
 		time.Sleep(3 * time.Second)
 	})
-	v.bounds(toll, notice, math.Inf(1))
+	v.bounds(toll, *notice, math.Inf(1))
 }
 
 // TestGatewayRequestsWithoutEnd sends JSON that does not end.
@@ -147,5 +147,5 @@ func TestGatewayRequestsWithoutEnd(t *testing.T) {
 		}
 		wg.Wait()
 	})
-	v.bounds(toll, notice, 700)
+	v.bounds(toll, *notice, 700)
 }

@@ -38,7 +38,7 @@ func TestRequestsWithoutEnd(t *testing.T) {
 					}
 				}
 			})
-			v.bounds(toll, notice, 900)
+			v.bounds(toll, *notice, 900)
 		})
 	}
 }
@@ -59,5 +59,5 @@ func TestHeaders(t *testing.T) {
 			}
 		}
 	})
-	v.bounds(toll, notice, 300)
+	v.bounds(toll, *notice, 300)
 }

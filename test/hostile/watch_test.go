@@ -93,9 +93,9 @@ func TestWatchers(t *testing.T) {
 				}
 				t.Logf("%d requests were taken", made)
 			})
-			v.bounds(toll, notice, c.peak)
+			v.bounds(toll, *notice, c.peak)
 			cancel()
-			if took := v.during(time.Second, func() { _ = conn.Close() }); took.slowest > notice {
+			if took := v.during(time.Second, func() { _ = conn.Close() }); took.slowest > *notice {
 				v.errorf("when they ended, a put took %v", took.slowest)
 			}
 		})
