@@ -44,7 +44,7 @@ func TestSnapshotsNotRead(t *testing.T) {
 			t.Error(err)
 			return
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), callMax)
 		defer cancel()
 		if _, err := kv.Compact(ctx, &pb.CompactionRequest{Revision: resp.Header.Revision, Physical: true}); err != nil {
 			v.errorf("compact beside snapshots: %v", err)

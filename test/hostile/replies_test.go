@@ -83,7 +83,7 @@ func TestRepliesNotRead(t *testing.T) {
 				}
 				kv := pb.NewKVClient(v.conn)
 				for range 5 {
-					ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+					ctx, cancel := context.WithTimeout(context.Background(), callMax)
 					start := time.Now()
 					_, err := kv.Range(ctx, &pb.RangeRequest{Key: []byte("fill/000000")})
 					cancel()
