@@ -212,6 +212,27 @@ func TestHandOverIsNotNoticed(t *testing.T) {
 	c.same()
 }
 
+// An etcd does not send a proposal again: who hands leadership over stays for as long as one
+// may be under way, and passes it on.
+func TestHandOverAmongEtcdsStaysAWhile(t *testing.T) {
+	c := newCluster(t, 3, func(cfg *Config) { cfg.ElectionTicks = 100 })
+	n := c.nodes[c.leader()]
+	n.network.(*wireEnd).amongEtcds.Store(true)
+	var followed time.Time
+	watching := make(chan struct{})
+	go func() {
+		defer close(watching)
+		n.awaitLeader(t.Context(), func(lead uint64) bool { return lead != n.id && lead != 0 })
+		followed = time.Now()
+	}()
+	n.HandOver(t.Context())
+	over := time.Now()
+	<-watching
+	if stayed := over.Sub(followed); stayed < n.cfg.Tick {
+		t.Errorf("it stayed for %s after another led, with ticks of %s", stayed, n.cfg.Tick)
+	}
+}
+
 // Messages are lost at random; whoever waits is answered in the end, and once.
 func TestLossIsNotNoticed(t *testing.T) {
 	c := newCluster(t, 3, nil)

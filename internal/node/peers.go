@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -238,7 +239,7 @@ func (n *Node) later(fn func()) {
 
 // HandOver gives leadership, if this member has it, to the voter that is best fit for it,
 // and returns once another leads, or after an election timeout, or when ctx ends. Requests
-// under way are finished under the new leader.
+// under way are finished under the new leader. Where members are etcd it takes a little longer.
 func (n *Node) HandOver(ctx context.Context) {
 	if n.leader.Load() != n.id || n.alone.Load() {
 		return
@@ -254,7 +255,28 @@ func (n *Node) HandOver(ctx context.Context) {
 		n.log.Info("handing leadership over", "to", membership.ID(heir).String())
 		n.core.TransferLeader(heir)
 	}})
-	n.awaitLeader(ctx, func(lead uint64) bool { return lead != n.id && lead != raft.None })
+	moved := n.awaitLeader(ctx, func(lead uint64) bool { return lead != n.id && lead != raft.None })
+	if !moved || !n.knowsEtcd() {
+		return
+	}
+	// An etcd sends its proposals here until it hears of the new leader, and then not again:
+	// they are passed on, for as long as they may come.
+	select {
+	case <-time.After(etcdLinger * n.cfg.Tick):
+	case <-ctx.Done():
+	case <-n.ctx.Done():
+	}
+}
+
+// etcdLinger is how many ticks a member that has handed leadership over goes on for etcds'
+// sake. A tick is about the time of a message to another member and back, or longer.
+const etcdLinger = 2
+
+// knowsEtcd reports whether there is a connection to a member that is an etcd.
+func (n *Node) knowsEtcd() bool {
+	return slices.ContainsFunc(n.cluster.State().Members, func(m membership.Member) bool {
+		return uint64(m.ID) != n.id && !n.network.ActiveSince(m.ID).IsZero() && !n.network.IsQuorate(m.ID)
+	})
 }
 
 // awaitLeader returns true once ok says yes to the leader, false if ctx or the member

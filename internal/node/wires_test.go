@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -66,8 +67,9 @@ func (w *wires) kill(id membership.ID) {
 
 type wireEnd struct {
 	*wires
-	self membership.ID
-	done sync.WaitGroup
+	self       membership.ID
+	done       sync.WaitGroup
+	amongEtcds atomic.Bool // the others are etcds
 }
 
 func (w *wireEnd) Open(self, _ membership.ID, h peer.Handler) {
@@ -129,7 +131,7 @@ func (w *wireEnd) ActiveSince(id membership.ID) time.Time {
 	return time.Now().Add(-time.Hour)
 }
 
-func (w *wireEnd) IsQuorate(membership.ID) bool { return true }
+func (w *wireEnd) IsQuorate(membership.ID) bool { return !w.amongEtcds.Load() }
 
 func (w *wireEnd) Close() {
 	w.mu.Lock()
