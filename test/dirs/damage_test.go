@@ -381,13 +381,13 @@ func TestTorn(t *testing.T) {
 						s.Kill()
 						// What was written after the cut is there for the other.
 						s = harness.Start(t, reader.Other(), own)
-						left.settled().mustEqual(t, depict(t, s).settled(), "%v took over from %v after a tear", reader.Other(), reader)
+						left.mustEqual(t, depict(t, s), "%v took over from %v after a tear", reader.Other(), reader)
 						s.Kill()
 					}
-					seen[0].settled().mustEqual(t, seen[1].settled(), "etcd (was) and quorate (is) see different things in a torn log")
+					seen[0].mustEqual(t, seen[1], "etcd (was) and quorate (is) see different things in a torn log")
 					// The record is lost, unless the store had it already.
-					got := seen[0].settled()
-					if d := before.settled().diff(got); d != "" && after.settled().diff(got) != "" {
+					got := seen[0]
+					if d := before.diff(got); d != "" && after.diff(got) != "" {
 						t.Fatalf("neither with nor without the last put:\n%s", d)
 					}
 				})
@@ -414,7 +414,7 @@ func TestWithoutDB(t *testing.T) {
 				t.Fatal(err)
 			}
 			s := harness.Start(t, harness.Quorate, dir)
-			after.settled().mustEqual(t, depict(t, s).settled(), "quorate sees something else without the db")
+			after.mustEqual(t, depict(t, s), "quorate sees something else without the db")
 		})
 	}
 }

@@ -114,7 +114,7 @@ func TestBothSeeTheSame(t *testing.T) {
 					seen = append(seen, depict(t, s))
 					end(t, r, s)
 				}
-				seen[0].settled().mustEqual(t, seen[1].settled(), "etcd (was) and quorate (is) see different things in what a killed %v left", kind)
+				seen[0].mustEqual(t, seen[1], "etcd (was) and quorate (is) see different things in what a killed %v left", kind)
 			}
 		})
 	}

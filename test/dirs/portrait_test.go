@@ -90,10 +90,25 @@ func depict(t testing.TB, s *harness.Server) portrait {
 	for _, a := range alarms.Alarms {
 		add("alarm %v of member %x", a.Alarm, a.MemberID)
 	}
-	st, err := c.maint.Status(ctx, &pb.StatusRequest{})
-	must("status", err)
-	add("storage version %s", st.StorageVersion)
+	add("storage version %s", settledVersion(t, ctx, c))
 	return p
+}
+
+// settledVersion is the storage version that a member alone comes to: its own, which it
+// decides on and writes some time after its start (etcd looks every 5 s).
+func settledVersion(t testing.TB, ctx context.Context, c clients) string {
+	t.Helper()
+	for {
+		st, err := c.maint.Status(ctx, &pb.StatusRequest{})
+		if err != nil {
+			t.Fatalf("the storage version never followed the member's: %v", err)
+		}
+		own, has := strings.Split(st.Version, "."), strings.Split(st.StorageVersion, ".")
+		if len(own) == 3 && len(has) == 3 && slices.Equal(own[:2], has[:2]) {
+			return st.StorageVersion
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
 }
 
 // describe adds what a server shows of one revision.
@@ -125,10 +140,6 @@ func describe(t testing.TB, ctx context.Context, c clients, p *portrait, rev, co
 	}
 	*p = append(*p, line)
 }
-
-// settled leaves out the storage version, the last line: a member may decide on it some
-// time after its start.
-func (p portrait) settled() portrait { return p[:len(p)-1] }
 
 // diff returns the lines in which two portraits differ.
 func (p portrait) diff(q portrait) string {
