@@ -92,19 +92,29 @@ func (n *Node) UpdateMember(ctx context.Context, id uint64, peerURLs []string) (
 // kv.ErrMemberNotLearner, kv.ErrLearnerNotReady, kv.ErrNotEnoughStarted. Only the leader
 // knows who has caught up, so other members ask it, on behalf of the client with a token.
 func (n *Node) PromoteMember(ctx context.Context, id uint64, token string) ([]*pb.Member, error) {
-	ctx, cancel := context.WithTimeout(ctx, n.cfg.requestTimeout())
+	ctx, cancel := context.WithTimeoutCause(ctx, n.cfg.requestTimeout(), kv.ErrTimeout)
 	defer cancel()
+	m, known := n.cluster.State().Member(membership.ID(id))
 	var all []*pb.Member
+	asked := false // a leader that did not answer, and may have done it
 	err := n.askLeader(ctx, func() error {
 		var err error
 		all, err = n.promote(ctx, membership.ID(id))
 		return err
 	}, func(urls []string) error {
+		ctx, cancel := n.leaderAsk(ctx)
+		defer cancel()
 		ms, err := n.peers.Promote(ctx, urls, membership.ID(id), token)
 		all = pbMembers(ms)
+		asked = asked || errors.Is(err, peer.ErrUnreachable)
 		return err
 	})
-	return all, err
+	if asked && known && m.IsLearner && errors.Is(err, kv.ErrMemberNotLearner) {
+		if err = n.ReadIndex(ctx); err == nil {
+			all = n.Members()
+		}
+	}
+	return all, causeOf(ctx, err)
 }
 
 // promote is PromoteMember on the leader, and else kv.ErrNotLeader.
@@ -176,6 +186,12 @@ func (n *Node) askLeader(ctx context.Context, local func() error, remote func(ur
 			return kv.ErrStopped
 		}
 	}
+}
+
+// leaderAsk bounds one question to the leader: a leader answers within a second, if only that
+// it cannot. One that is paused, and so does not, is given up, because another may lead.
+func (n *Node) leaderAsk(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, time.Second+n.cfg.electionTimeout())
 }
 
 // askPause is how long askLeader waits before it tries again.

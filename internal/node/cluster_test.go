@@ -15,6 +15,7 @@ import (
 	"quorate/internal/auth"
 	"quorate/internal/kv"
 	"quorate/internal/membership"
+	"quorate/internal/peer"
 	"quorate/internal/wire"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -292,6 +293,51 @@ func TestLateMemberGetsASnapshot(t *testing.T) {
 		t.Error("a write after the snapshot is gone")
 	}
 	c.same()
+}
+
+// TestPromotionInDoubt loses the leader's answer to a promotion: the member asks again, and
+// a promotion that has taken effect by then is one.
+func TestPromotionInDoubt(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	f := c.follower()
+	cfg := c.config(3)
+	added, _, err := c.nodes[f].AddMember(t.Context(), cfg.PeerURLs, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg.InitialCluster = c.cfgs[0].InitialCluster + ",m3=http://10.0.0.3:2380"
+	cfg.NewCluster = false
+	c.cfgs, c.nodes = append(c.cfgs, cfg), append(c.nodes, nil)
+	c.start(3)
+	c.awaitReady(3)
+	lost := 0
+	c.promoted = func(err error) error {
+		if err == nil {
+			lost++
+			err = peer.ErrUnreachable
+		}
+		return err
+	}
+	var all []*pb.Member
+	eventually(t, "the learner to catch up", func() bool {
+		all, err = c.nodes[f].PromoteMember(t.Context(), added.ID, "")
+		return !errors.Is(err, kv.ErrLearnerNotReady)
+	})
+	if err != nil || lost != 1 {
+		t.Fatalf("promote, %d answers lost: %v", lost, err)
+	}
+	for _, m := range all {
+		if m.IsLearner {
+			t.Errorf("after the promotion there is a learner: %v", m)
+		}
+	}
+	if len(all) != 4 {
+		t.Errorf("after the promotion there are %d members", len(all))
+	}
+	// Asked once more, it is refused: it is known what became of this one.
+	if _, err := c.nodes[f].PromoteMember(t.Context(), added.ID, ""); !errors.Is(err, kv.ErrMemberNotLearner) {
+		t.Errorf("promote a voter: %v", err)
+	}
 }
 
 func TestMembersComeAndGo(t *testing.T) {

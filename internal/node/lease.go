@@ -40,12 +40,6 @@ func (n *Node) newLessor() *lease.Lessor {
 	return l
 }
 
-// leaseAsk bounds one question to the leader: a leader answers within a second, if only that
-// it cannot. One that is paused, and so does not, is given up, because another may lead.
-func (n *Node) leaseAsk(ctx context.Context) (context.Context, context.CancelFunc) {
-	return context.WithTimeout(ctx, time.Second+n.cfg.electionTimeout())
-}
-
 // renewRetry is how often a renewal looks whether an expired lease is revoked by now.
 const renewRetry = 50 * time.Millisecond
 
@@ -59,7 +53,7 @@ func (n *Node) RenewLease(ctx context.Context, id kv.LeaseID) (ttl int64, err er
 		ttl, err = n.renewLocal(ctx, id)
 		return err
 	}, func(urls []string) error {
-		ctx, cancel := n.leaseAsk(ctx)
+		ctx, cancel := n.leaderAsk(ctx)
 		defer cancel()
 		ttl, err = n.peers.RenewLease(ctx, urls, id)
 		return err
@@ -107,7 +101,7 @@ func (n *Node) TimeToLive(ctx context.Context, id kv.LeaseID, keys bool) (*pb.Le
 		return err
 	}, func(urls []string) error {
 		var err error
-		ctx, cancel := n.leaseAsk(ctx)
+		ctx, cancel := n.leaderAsk(ctx)
 		defer cancel()
 		r, err = n.peers.LeaseTimeToLive(ctx, urls, id, keys)
 		return err

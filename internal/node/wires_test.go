@@ -27,6 +27,8 @@ type wires struct {
 	cut   map[membership.ID]bool
 	urls  map[string]membership.ID
 	drop  func(m *raftpb.Message) bool
+	// promoted is asked what becomes of the leader's answer to a promotion.
+	promoted func(error) error
 }
 
 func newWires() *wires {
@@ -176,7 +178,11 @@ func (a asker) Promote(ctx context.Context, urls []string, id membership.ID, tok
 	if err != nil {
 		return nil, err
 	}
-	return h.Promote(ctx, id, token)
+	ms, err := h.Promote(ctx, id, token)
+	if a.promoted != nil {
+		err = a.promoted(err)
+	}
+	return ms, err
 }
 
 func (a asker) RenewLease(ctx context.Context, urls []string, id kv.LeaseID) (int64, error) {

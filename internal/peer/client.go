@@ -80,7 +80,8 @@ func (c *Client) Versions(ctx context.Context, urls []string) (server, cluster s
 }
 
 // Promote asks the leader to make a learner a voter, on behalf of a client with a token (or
-// without, ""), and returns the members.
+// without, ""), and returns the members. Where it is not known what became of the request,
+// also for a leader that is stopping, the error is ErrUnreachable.
 func (c *Client) Promote(ctx context.Context, urls []string, id membership.ID, token string) ([]membership.Member, error) {
 	header := http.Header{}
 	if token != "" {
@@ -104,7 +105,10 @@ func (c *Client) Promote(ctx context.Context, urls []string, id membership.ID, t
 			return nil, kv.ErrMemberNotLearner
 		}
 	}
-	if err := unexpected(resp, data); err != nil {
+	switch err := unexpected(resp, data); {
+	case errors.Is(err, kv.ErrStopped):
+		return nil, fmt.Errorf("%w: %w", ErrUnreachable, err)
+	case err != nil:
 		return nil, err
 	}
 	var ms []membership.Member

@@ -99,6 +99,8 @@ func (h *member) Promote(_ context.Context, id membership.ID, token string) ([]m
 		return nil, kv.ErrNotLeader
 	case 5:
 		return nil, kv.ErrUnhealthy
+	case 7:
+		return nil, kv.ErrStopped
 	}
 	return nil, kv.ErrMemberNotFound
 }
