@@ -5,10 +5,25 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"golang.org/x/net/dns/dnsmessage"
 )
+
+// dnsServer is where the process's resolver asks, nil for what the system says.
+var dnsServer atomic.Pointer[net.UDPAddr]
+
+// The resolver is replaced once, before anything can look up a name: a lookup that was given
+// up goes on in the background and reads it.
+func init() {
+	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		if a := dnsServer.Load(); a != nil {
+			network, address = "udp", a.String()
+		}
+		return new(net.Dialer).DialContext(ctx, network, address)
+	}}
+}
 
 // serveDNS makes the process's resolver answer from records: hosts are all at 127.0.0.1, services have
 // the ports of each host.
@@ -32,12 +47,9 @@ func serveDNS(t *testing.T, services map[string]map[string]uint16) {
 			}
 		}
 	}()
-	before := net.DefaultResolver
-	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "udp", conn.LocalAddr().String())
-	}}
+	dnsServer.Store(conn.LocalAddr().(*net.UDPAddr))
 	t.Cleanup(func() {
-		net.DefaultResolver = before
+		dnsServer.Store(nil)
 		conn.Close()
 		<-done
 	})
