@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -82,15 +83,24 @@ func TestIDs(t *testing.T) {
 	}
 }
 
-// What either refuses in --initial-cluster, the other does.
+// What either refuses in --initial-cluster, the other does; quorate also says which member's
+// URL it is, or that there is none.
 func TestRefusedClusters(t *testing.T) {
 	for _, s := range []string{"", "a", "a=", "a=b", "=http://a:1", "a=http://a", "a=http://a:1/", "a=http://a:1/p", "a=unix:///x", "a=unix://x:1",
 		"a=http://[::1]:1", "a=http://a:1?x=y", "a=http://u@a:1", " a = http://a:1 ", "a=http://%:1", "a=HTTP://A:1", "a=http://a:99999", "a==http://a:1", "a=http://a:1,,b=http://b:1"} {
 		urls, wantErr := types.NewURLsMap(s)
 		ic, err := membership.ParseInitialCluster(s)
-		if (err == nil) != (wantErr == nil) || err != nil && err.Error() != wantErr.Error() {
-			t.Errorf("%q: %v, etcd says %v", s, err, wantErr)
-		} else if err == nil && ic.String() != urls.String() {
+		if name, _, hasURL := strings.Cut(s, "="); wantErr != nil {
+			want := fmt.Sprintf("member %q: %v", name, wantErr)
+			if !hasURL {
+				want = fmt.Sprintf("%q is not a name and a URL, name=URL", name)
+			}
+			if err == nil || err.Error() != want {
+				t.Errorf("%q: %v, want %s", s, err, want)
+			}
+		} else if err != nil {
+			t.Errorf("%q: %v, etcd takes it", s, err)
+		} else if ic.String() != urls.String() {
 			t.Errorf("%q: %q, etcd says %q", s, ic, urls)
 		}
 	}
