@@ -228,6 +228,9 @@ func (m *muxer) sort(c *conn) {
 		_ = c.Close() // it never was a client
 		return
 	}
+	if to == m.http {
+		c.account.copies = jsonCopies
+	}
 	to.push(speaker)
 }
 

@@ -3,11 +3,17 @@ package rpc
 import (
 	"bufio"
 	"encoding/json"
+	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
+
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
 
 // TestGateway calls the JSON form. The wanted answers are those of etcd 3.7.1 to the same
@@ -70,4 +76,154 @@ func TestGateway(t *testing.T) {
 func sameJSON(a, b string) bool {
 	var x, y any
 	return json.Unmarshal([]byte(a), &x) == nil && json.Unmarshal([]byte(b), &y) == nil && reflect.DeepEqual(x, y)
+}
+
+// startGateway serves gRPC and JSON on one port.
+func startGateway(t *testing.T, change func(*Options)) (*Server, string) {
+	var s atomic.Pointer[Server]
+	srv, addr := start(t, newMember(t), change, func(l *Listener) {
+		l.HTTP = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { s.Load().Gateway().ServeHTTP(w, r) })
+	})
+	s.Store(srv)
+	return srv, addr
+}
+
+// postRaw sends the beginning of a POST whose body has size bytes, and does not go on.
+func postRaw(t *testing.T, addr, path, body string, size int) net.Conn {
+	t.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = c.Close() }) // the server may have closed it
+	if _, err := fmt.Fprintf(c, "POST %s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%s", path, size, body); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// TestGatewayRepliesNeverRead asks for more than the memory for replies on connections that
+// do not read. What they hold, the JSON included, has its bound; others are answered; and
+// nothing stays charged.
+func TestGatewayRepliesNeverRead(t *testing.T) {
+	const limit = 64 << 20
+	s, addr := startGateway(t, func(o *Options) { o.ReplyMemory = limit })
+	good := pb.NewKVClient(dial(t, addr))
+	for i := range 4 {
+		if _, err := good.Put(t.Context(), put(fmt.Sprintf("k%02d", i), strings.Repeat("v", 1<<20))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	held := func() int64 {
+		s.services.replies.mu.Lock()
+		defer s.services.replies.mu.Unlock()
+		return s.services.replies.used
+	}
+	bodies := map[string]string{
+		"/v3/kv/range": `{"key":"aw==","range_end":"bA=="}`,
+		"/v3/kv/txn":   `{"success":[{"request_range":{"key":"aw==","range_end":"bA=="}}]}`,
+	}
+	var conns []net.Conn
+	for path, body := range bodies {
+		for range 20 {
+			conns = append(conns, postRaw(t, addr, path, body, len(body)))
+		}
+	}
+	var most int64
+	for begin := time.Now(); time.Since(begin) < time.Second; time.Sleep(time.Millisecond) {
+		most = max(most, held())
+	}
+	one := int64(1+jsonCopies) * 5 << 20
+	if most < limit/2 || most > limit+one {
+		t.Errorf("40 replies of 4 MiB hold %d MiB, the bound is %d", most>>20, limit>>20)
+	}
+	if _, err := good.Range(t.Context(), &pb.RangeRequest{Key: []byte("none")}); err != nil {
+		t.Errorf("small range: %v", err)
+	}
+	for path, body := range bodies {
+		r, err := http.Post("http://"+addr+path, "application/json", strings.NewReader(body))
+		if err != nil {
+			t.Fatal(err)
+		}
+		all, err := io.ReadAll(r.Body)
+		if err != nil || r.StatusCode != http.StatusOK || len(all) < 4<<20 {
+			t.Errorf("%s beside them: %s, %d bytes, %v", path, r.Status, len(all), err)
+		}
+		_ = r.Body.Close() // all has been read
+	}
+	for _, c := range conns {
+		_ = c.Close() // the server may have closed it
+	}
+	for begin := time.Now(); held() != 0; time.Sleep(10 * time.Millisecond) {
+		if time.Since(begin) > 10*time.Second {
+			t.Fatalf("%d bytes are still charged", held())
+		}
+	}
+}
+
+// TestGatewayBodiesThatDoNotCome: requests of which only a part comes are charged, do not
+// keep others out, and give all back when they end.
+func TestGatewayBodiesThatDoNotCome(t *testing.T) {
+	s, addr := startGateway(t, func(o *Options) { o.RequestMemory = 32 << 20 })
+	used := s.services.requests.used.Load
+	var conns []net.Conn
+	for range 40 {
+		conns = append(conns, postRaw(t, addr, "/v3/kv/put", `{"key":"`+strings.Repeat("A", 1<<20), 2<<20))
+	}
+	for begin := time.Now(); used() < 30<<20; time.Sleep(time.Millisecond) {
+		if time.Since(begin) > 10*time.Second {
+			t.Fatalf("%d bytes are charged", used())
+		}
+	}
+	begin := time.Now()
+	if _, err := pb.NewKVClient(dial(t, addr)).Put(t.Context(), put("k", "v")); err != nil {
+		t.Errorf("a put beside them: %v after %v", err, time.Since(begin))
+	}
+	for _, c := range conns {
+		_ = c.Close() // the server may have closed it
+	}
+	for begin := time.Now(); used() != 0; time.Sleep(10 * time.Millisecond) {
+		if time.Since(begin) > 10*time.Second {
+			t.Fatalf("%d bytes are still charged", used())
+		}
+	}
+	// One that is too large is told so.
+	r, err := http.Post("http://"+addr+"/v3/kv/put", "application/json", strings.NewReader(`{"key":"`+strings.Repeat("A", 9<<20)+`"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	if r.StatusCode != http.StatusTooManyRequests {
+		t.Errorf("9 MiB: %s", r.Status)
+	}
+}
+
+// TestGatewayShutdown: a call that waits for another client is ended with the member.
+func TestGatewayShutdown(t *testing.T) {
+	s, addr := startGateway(t, nil)
+	lock := func() (*http.Response, error) {
+		return http.Post("http://"+addr+"/v3/lock/lock", "application/json", strings.NewReader(`{"name":"bA=="}`))
+	}
+	first, err := lock()
+	if err != nil || first.StatusCode != http.StatusOK {
+		t.Fatalf("the first lock: %v, %v", first, err)
+	}
+	defer first.Body.Close()
+	second := make(chan string)
+	go func() {
+		r, err := lock()
+		if err != nil {
+			second <- err.Error()
+			return
+		}
+		defer r.Body.Close()
+		second <- r.Status
+	}()
+	select {
+	case how := <-second:
+		t.Fatalf("a lock that is taken: %s", how)
+	case <-time.After(100 * time.Millisecond):
+	}
+	s.Shutdown(canceled())
+	t.Log(<-second)
 }

@@ -34,7 +34,7 @@ type jsonMethod struct {
 }
 
 // handle carries a request to the gRPC server at conn, as the generated gateways do.
-func (j jsonMethod) handle(mux *runtime.ServeMux, conn *grpc.ClientConn) runtime.HandlerFunc {
+func (j jsonMethod) handle(mux *runtime.ServeMux, conn grpc.ClientConnInterface) runtime.HandlerFunc {
 	return func(w http.ResponseWriter, req *http.Request, _ map[string]string) {
 		ctx, cancel := context.WithCancel(req.Context())
 		defer cancel()
@@ -78,7 +78,7 @@ func (j jsonMethod) handle(mux *runtime.ServeMux, conn *grpc.ClientConn) runtime
 	}
 }
 
-func (j jsonMethod) open(ctx context.Context, conn *grpc.ClientConn, in proto.Message) (grpc.ClientStream, error) {
+func (j jsonMethod) open(ctx context.Context, conn grpc.ClientConnInterface, in proto.Message) (grpc.ClientStream, error) {
 	stream, err := conn.NewStream(ctx, &grpc.StreamDesc{ServerStreams: true}, j.method)
 	if err != nil {
 		return nil, err

@@ -121,7 +121,7 @@ func (k kvService) readRange(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := k.appendRange(&c.reply, r); err != nil {
+	if err := k.appendRange(c, r); err != nil {
 		return err
 	}
 	return permit.unchanged()
@@ -143,12 +143,19 @@ func (k kvService) readable(ctx context.Context, serializable bool) error {
 	return k.ReadIndex(ctx)
 }
 
-// appendRange appends a RangeResponse to b.
-func (k kvService) appendRange(b *reply, r *kv.Range) (err error) {
+// appendRange appends a RangeResponse to c's reply.
+func (k kvService) appendRange(c *call, r *kv.Range) (err error) {
 	start := time.Now()
 	defer func() { k.meter.ranged(start, err) }()
 	v := k.View()
 	defer v.Release()
+	if !r.Single() && k.replies.scarce() {
+		// While a reply waits for memory it should hold none.
+		if _, err := k.reserve(c, v, &kv.Txn{Success: []kv.Op{{Range: r}}}); err != nil {
+			return err
+		}
+	}
+	b := &c.reply
 	h := k.header(v.Rev())
 	b.cur = wire.AppendHeader(b.room(headerMax), &h)
 	found, err := v.Range(r, b.keyValue)

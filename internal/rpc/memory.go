@@ -129,9 +129,11 @@ func newReplyMemory(limit int64) *replyMemory {
 // A connection that ends drops parts without giving them back: then close does.
 type account struct {
 	memory *replyMemory
+	copies int64 // how many bytes each byte of a reply will take beside itself
 
 	// Guarded by memory.mu.
 	held   int64
+	making int64 // of held, what is not for the client to read yet
 	closed bool
 	moved  int64 // given back since the last look
 	still  int   // looks in a row that found next to nothing moved
@@ -159,6 +161,7 @@ func (f *foreign) Get(n int) *[]byte { return chunks.Get(n) }
 func (f *foreign) Put(b *[]byte)     { (*account)(f).give(int64(cap(*b))) }
 
 func (a *account) give(n int64) {
+	n *= 1 + a.copies
 	m := a.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -168,6 +171,13 @@ func (a *account) give(n int64) {
 	a.held -= n
 	a.moved += n
 	m.giveLocked(n)
+}
+
+// make says that n more bytes of replies, or fewer, are not for the client to read yet.
+func (a *account) make(n int64) {
+	a.memory.mu.Lock()
+	defer a.memory.mu.Unlock()
+	a.making += n * (1 + a.copies)
 }
 
 // departed stands for a reply that is built while what it holds is still over the bound.
@@ -249,6 +259,7 @@ var errConnClosed = status.Error(codes.Canceled, "the connection is closed")
 // try charges n bytes for r, or returns what to wait for before trying again: nil if the
 // connection is closed.
 func (a *account) try(r *reply, n int64) (freed <-chan struct{}, ok bool) {
+	n *= 1 + a.copies
 	m := a.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()

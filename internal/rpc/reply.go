@@ -21,9 +21,9 @@ type reply struct {
 	err     error // why the reply is cut short: no memory, or ctx's
 
 	charged  bool  // whether memory was asked for
-	reserved int64 // bytes that are charged for a body to come
+	reserved int64 // bytes that are charged for what is to come
 
-	sinceYield int64 // bytes that were charged since others were let go first
+	sinceYield int64 // bytes of parts since others were let go first
 
 	parts []part
 	cur   []byte // the part that is being filled: of small, later a chunk
@@ -56,7 +56,7 @@ func (r *reply) room(n int) []byte {
 		n += len(r.cur)
 	}
 	next := getChunk(max(n, chunkBytes))
-	if err := r.charge(int64(cap(*next))); err != nil {
+	if err := r.chargePart(int64(cap(*next))); err != nil {
 		chunks.Put(next)
 		r.free()
 		r.err = err
@@ -89,10 +89,6 @@ func getChunk(n int) *[]byte {
 // charge takes n bytes of the memory for replies.
 func (r *reply) charge(n int64) error {
 	r.charged = true
-	if r.sinceYield += n; r.sinceYield >= yieldBytes {
-		r.sinceYield = 0
-		runtime.Gosched()
-	}
 	return r.account.take(r.ctx, r, n)
 }
 
@@ -101,7 +97,23 @@ func (r *reply) charge(n int64) error {
 // second.
 const yieldBytes = 256 << 10
 
-// reserve charges n bytes for the body to come.
+// chargePart takes n bytes for a part, of what is reserved if there is enough.
+func (r *reply) chargePart(n int64) error {
+	if r.sinceYield += n; r.sinceYield >= yieldBytes {
+		r.sinceYield = 0
+		runtime.Gosched()
+	}
+	if n > r.reserved {
+		if err := r.charge(n - r.reserved); err != nil {
+			return err
+		}
+		n = r.reserved
+	}
+	r.reserved -= n
+	return nil
+}
+
+// reserve charges n bytes for what is to come.
 func (r *reply) reserve(n int64) error {
 	if n <= smallReply {
 		return nil
@@ -144,15 +156,12 @@ func (r *reply) body(b []byte) {
 	if r.err != nil {
 		return
 	}
-	if size := int64(cap(b)); size <= r.reserved {
-		r.reserved -= size
-		r.giveReserved()
-	} else if err := r.charge(size - r.reserved); err != nil {
+	if err := r.chargePart(int64(cap(b))); err != nil {
 		r.free()
 		r.err = err
 		return
 	}
-	r.reserved = 0
+	r.giveReserved()
 	if len(r.cur) > 0 {
 		r.parts = append(r.parts, part{data: r.cur, foreign: !r.chunk})
 	}
@@ -171,6 +180,7 @@ func (r *reply) size() int {
 
 // take hands the parts over as gRPC's buffers.
 func (r *reply) take() mem.BufferSlice {
+	r.giveReserved()
 	if len(r.parts) == 0 && len(r.cur) <= smallReply {
 		out := mem.BufferSlice{mem.SliceBuffer(append([]byte(nil), r.cur...))}
 		if r.chunk {

@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/peer"
 )
 
 // Options configure a Server. Backend, Status, Metrics, Logger and ElectionTimeout must
@@ -169,7 +170,7 @@ func New(opts Options) (*Server, error) {
 	s.wg.Go(func() { s.services.watchLeader(s.done) })
 	s.wg.Go(s.reportHealth)
 	var err error
-	if s.gateway, err = newGateway(s.dial, opts.MaxRequestBytes+requestOverhead); err != nil {
+	if s.gateway, err = newGateway(s.services, s.dial); err != nil {
 		s.Shutdown(canceled())
 		return nil, err
 	}
@@ -180,6 +181,7 @@ func newServices(opts *Options) *services {
 	s := &services{
 		Backend: opts.Backend, opts: opts, met: opts.Metrics, log: opts.Logger,
 		meter:      newMeter(opts.Metrics),
+		unary:      make(map[string]unaryMethod),
 		requests:   newRequestMemory(opts.RequestMemory),
 		requestMax: int64(opts.MaxRequestBytes + requestOverhead),
 		replies:    newReplyMemory(opts.ReplyMemory),
@@ -286,8 +288,12 @@ func (s *Server) httpServer(l Listener) *http.Server {
 	return &http.Server{
 		Handler:           h,
 		ReadHeaderTimeout: 5 * time.Minute,
+		MaxHeaderBytes:    headersMax,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: int(min(s.services.opts.MaxConcurrentStreams, streamsMax))},
-		ErrorLog:          log.New(io.Discard, "", 0), // clients' faults are not the operator's
+		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+			return peer.NewContext(ctx, &peer.Peer{Addr: c.RemoteAddr()}) // what connOf looks for
+		},
+		ErrorLog: log.New(io.Discard, "", 0), // clients' faults are not the operator's
 	}
 }
 

@@ -38,6 +38,7 @@ type services struct {
 
 	meter   meter
 	clients clientVersions
+	unary   map[string]unaryMethod // by full name; complete before anything is served
 
 	requests   *requestMemory
 	requestMax int64 // the largest message that is received, in bytes
@@ -187,6 +188,11 @@ func (s *services) register(gs *grpc.Server, desc *grpc.ServiceDesc, impl any) {
 			d.Handler = s.gateStream(desc.ServiceName, d)
 		}
 		gated.Streams = append(gated.Streams, d)
+	}
+	for _, d := range gated.Streams {
+		if streamKind(&d) == kindUnary {
+			s.unary["/"+desc.ServiceName+"/"+d.StreamName] = unaryMethod{impl, d.Handler}
+		}
 	}
 	gs.RegisterService(&gated, impl)
 }

@@ -159,14 +159,15 @@ func (l *looks) stalled(epoch uint32) (list []*conn) {
 		}
 		silent, awaited := c.arrivals.stalled(epoch, c.read.Load(), l.requestMax)
 		a := &c.account
-		if a.moved*drainLooks >= a.held {
+		unread := max(0, a.held-a.making)
+		if a.moved*drainLooks >= unread {
 			a.still = 0
 		} else {
 			a.still++
 		}
 		a.moved = 0
 		if silent && 2*n*awaited*l.requestMax >= l.requests.max ||
-			a.still >= stallLooks && 2*n*a.held >= l.replies.max {
+			a.still >= stallLooks && 2*n*unread >= l.replies.max {
 			list = append(list, c)
 		}
 	}
