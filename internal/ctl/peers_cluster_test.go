@@ -22,6 +22,7 @@ import (
 // TestClusterAgainstEtcdctl runs the verbs about members, leaders, locks and elections with etcdctl and
 // with this package, each against three etcds of its own.
 func TestClusterAgainstEtcdctl(t *testing.T) {
+	t.Parallel()
 	peers := findPeers(t)
 	self, err := os.Executable()
 	if err != nil {
@@ -36,6 +37,7 @@ func TestClusterAgainstEtcdctl(t *testing.T) {
 // TestClusterServerAgainstEtcd runs them with etcdctl against three etcds and, with this package, against
 // three of quorate's servers.
 func TestClusterServerAgainstEtcd(t *testing.T) {
+	t.Parallel()
 	server := os.Getenv(envServer)
 	if server == "" {
 		t.Skipf("%s is not set: no server to compare", envServer)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -89,6 +90,7 @@ type party struct {
 // TestAgainstEtcdctl runs the same long list of invocations with etcdctl and with this package, each
 // against an etcd of its own, and wants equal standard output, standard error and exit codes.
 func TestAgainstEtcdctl(t *testing.T) {
+	t.Parallel()
 	peers := findPeers(t)
 	self, err := os.Executable()
 	if err != nil {
@@ -104,6 +106,7 @@ func TestAgainstEtcdctl(t *testing.T) {
 // TestServerAgainstEtcd runs the list with etcdctl against etcd and, with this package, against
 // quorate's server.
 func TestServerAgainstEtcd(t *testing.T) {
+	t.Parallel()
 	server := os.Getenv(envServer)
 	if server == "" {
 		t.Skipf("%s is not set: no server to compare", envServer)
@@ -448,15 +451,29 @@ func (n *normalizer) normalize(args string, r result) result {
 	return result{clean(r.stdout), clean(r.stderr), r.code, r.left}
 }
 
-// freePort returns a port of 127.0.0.1 that nothing listens on.
+// handedOut are the ports that freePort has returned: tests run side by side.
+var handedOut sync.Map
+
+// freePort returns a port that was free a moment ago. It lies below those that the kernel
+// gives to outgoing connections, one of which could take it meanwhile.
 func freePort(t *testing.T) int {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	var err error
+	for range 1000 {
+		port := 12_000 + rand.IntN(20_000)
+		if _, again := handedOut.LoadOrStore(port, true); again {
+			continue
+		}
+		var l net.Listener
+		if l, err = net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port)); err == nil {
+			if err = l.Close(); err != nil {
+				break
+			}
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatalf("find a free port: %v", err)
+	return 0
 }
 
 // peerSteps returns the invocations to compare, in an order in which they build on each other.
