@@ -112,6 +112,7 @@ func TestFoundSeeds(t *testing.T) {
 		{2320, nil, "a sole voter confirmed a read with its commit index before its term had begun"},
 		{7, fewMembers, "the same, and a read of a member that was closed never ended"},
 		{61005164, fewMembers, "what was written behind a cut, and torn in turn, was refused as damage"},
+		{90188462, fewMembers, "a torn snapshot of a leader left its commit index behind: the log was refused"},
 		{2237, forLeases, "a paused leader that had been replaced renewed a lease from its own clock"},
 	}
 	for _, tt := range tests {

@@ -38,11 +38,30 @@ type step struct {
 	hard    *state
 	sync    bool
 	mark    uint64
+	// received are the entries that a leader's snapshot at mark stands for, which take the
+	// place of what is not committed; nil if the mark is at what was applied here.
+	received []*raftpb.Entry
+}
+
+// save is what the log is told of s, a mark.
+func (s step) save(m model) (Snapshot, *raftpb.HardState) {
+	conf := &raftpb.ConfState{Voters: []uint64{1}}
+	if s.received == nil {
+		return Snapshot{Index: s.mark, Term: m.entries[s.mark-1].GetTerm(), ConfState: conf}, nil
+	}
+	return Snapshot{Index: s.mark, Term: s.received[len(s.received)-1].GetTerm(), ConfState: conf}, s.hard.hardState()
 }
 
 // check says how rec differs from every state that the log can be in if the power failed
 // while s was under way after m had been acknowledged.
 func (m model) check(rec *Recovered, s step) error {
+	if s.received != nil {
+		// It is there with its hard state, or not at all.
+		if rec.Snapshot.Index == s.mark {
+			m = model{m.append(s.received).entries, *s.hard, s.mark, s.mark}
+		}
+		s = step{}
+	}
 	if rec.Snapshot.Index != m.mark && (s.mark == 0 || rec.Snapshot.Index != s.mark) {
 		return fmt.Errorf("mark %d, want %d or %d", rec.Snapshot.Index, m.mark, s.mark)
 	}
@@ -198,6 +217,9 @@ func (c *crashTest) crash(m *vfs.Mem, seed uint64, depth int) {
 // from is the test of a log that was recovered as rec and is doing s.
 func (c *crashTest) from(rec *Recovered, s step) *crashTest {
 	all := c.done.append(c.doing.entries).entries
+	if c.doing.received != nil && rec.Snapshot.Index == c.doing.mark {
+		all = c.done.append(c.doing.received).entries
+	}
 	d := model{entries: append(slices.Clip(all[:rec.Snapshot.Index]), rec.Entries...), mark: rec.Snapshot.Index}
 	if rec.HardState != nil {
 		d.hard = stateOf(rec.HardState)
@@ -254,7 +276,8 @@ func (c *crashTest) run(seed uint64) {
 		c.doing = s
 		c.mu.Unlock()
 		if s.mark > 0 {
-			err = l.SaveSnapshot(Snapshot{Index: s.mark, Term: c.done.entries[s.mark-1].GetTerm(), ConfState: &raftpb.ConfState{Voters: []uint64{1}}}, nil)
+			mark, hs := s.save(c.done)
+			err = l.SaveSnapshot(mark, hs)
 		} else {
 			var hs *raftpb.HardState
 			if s.hard != nil {
@@ -266,7 +289,7 @@ func (c *crashTest) run(seed uint64) {
 			t.Fatal(err)
 		}
 		c.mu.Lock()
-		c.done = c.done.append(s.entries)
+		c.done = c.done.append(s.entries).append(s.received)
 		if s.hard != nil {
 			c.done.hard = *s.hard
 		}
@@ -319,6 +342,12 @@ func (c *crashTest) next(rnd *rand.Rand, term *uint64) step {
 		*term++
 		h.term, h.vote = *term, rnd.Uint64N(3)
 		return step{hard: &h, sync: true}
+	}
+	if rnd.IntN(20) == 0 {
+		// Too much was missing here: a leader sends its state.
+		*term++
+		h.term, h.commit = *term, h.commit+1+rnd.Uint64N(last-h.commit+10)
+		return step{mark: h.commit, hard: &h, sync: true, received: entries(m.hard.commit+1, h.commit, *term, 1)}
 	}
 	from := last + 1
 	if rnd.IntN(8) == 0 && last > h.commit {

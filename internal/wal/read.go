@@ -159,6 +159,9 @@ type chain struct {
 	started bool
 	synced  int64 // of the segment being read, was on disk before more was written
 	cut     bool  // it ends inside a group
+
+	last   int64  // of the segment being read, where the last record of content begins
+	before uint32 // sum before that
 }
 
 // scan calls see for every record of the segment, in order, with its offset, and returns
@@ -206,7 +209,7 @@ func (r *reader) link(c *chain, g *group, off, length int64, rec record) (*bad, 
 		if sum != rec.crc {
 			return &bad{reason: fmt.Sprintf("the checksum of a record is %08x, it should be %08x", rec.crc, sum), body: length - frameBytes}, nil
 		}
-		c.sum = sum
+		c.last, c.before, c.sum = off, c.sum, sum
 		return nil, nil
 	}
 	if c.started && rec.crc != c.sum {

@@ -27,10 +27,16 @@ type replay struct {
 	// last is the index of the entry or mark that the log ends with, term that entry's.
 	last, term uint64
 	hasEntry   bool
+
+	// unsettled says that the last record is a mark beyond the commit index, before which
+	// the log ended with lastBefore.
+	unsettled  bool
+	lastBefore uint64
 }
 
 func (p *replay) see(rec record, off int64) error {
 	ok := true
+	p.unsettled = false
 	switch rec.typ {
 	case typeMetadata:
 		if p.metadata != nil {
@@ -59,6 +65,7 @@ func (p *replay) see(rec record, off int64) error {
 	case typeSnapshot:
 		var s Snapshot
 		if s, ok = parseSnapshot(rec.data); ok {
+			p.unsettled, p.lastBefore = s.Index > p.state.commit, p.last
 			p.marks = append(p.marks, s)
 			p.last = max(p.last, s.Index)
 			p.advance()
@@ -135,6 +142,12 @@ func (p *replay) advance() {
 	if len(p.entries) == 0 {
 		p.term = p.safe.Term // what comes next follows the mark, not what it replaced
 	}
+}
+
+// undoMark forgets the last record, an unsettled mark.
+func (p *replay) undoMark() {
+	p.marks = p.marks[:len(p.marks)-1]
+	p.last, p.unsettled = p.lastBefore, false
 }
 
 // finish checks what the log as a whole says, which ends at off of the last segment.

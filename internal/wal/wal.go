@@ -251,6 +251,12 @@ func (l *Log) recover(segs []*segment, synced uint64) (*Recovered, space, error)
 		}
 		buf = p.r.buf
 	}
+	if c.cut && p.unsettled {
+		// A received snapshot whose hard state is torn is none, and would become one when
+		// the commit index gets there otherwise.
+		p.undoMark()
+		l.off, c.sum = c.last, c.before
+	}
 	rec, err := p.finish(synced, l.off)
 	if err != nil {
 		return nil, space{}, err
@@ -391,8 +397,8 @@ func (l *Log) SaveSnapshot(s Snapshot, hs *raftpb.HardState) error {
 	return nil
 }
 
-// write writes one group: entries, the hard state if it is news, and the payload of a
-// snapshot mark if not nil. It goes to the next segment if it does not fit in the tail.
+// write writes one group: entries, the payload of a snapshot mark if not nil, and the hard
+// state if it is news. It goes to the next segment if it does not fit in the tail.
 func (l *Log) write(entries []*raftpb.Entry, mark []byte) error {
 	if l.broken != nil {
 		return l.broken
@@ -425,17 +431,19 @@ const AppendExtraBytes = markBytes + 2*(recordExtra+stateBytesMax)
 
 const stateBytesMax = 33
 
-// records appends the records of a group to b.
+// records appends the records of a group to b. The hard state comes last: its commit index
+// is of the entries or the snapshot before it, and if the group is torn, must not be read
+// as one of what was there before.
 func (l *Log) records(b []byte, entries []*raftpb.Entry, mark []byte) []byte {
 	for _, e := range entries {
 		b = l.enc.entry(b, e)
 	}
+	if mark != nil {
+		b = l.enc.record(b, typeSnapshot, mark)
+	}
 	if l.state != l.written {
 		b = l.enc.state(b, l.state)
 		l.written = l.state
-	}
-	if mark != nil {
-		b = l.enc.record(b, typeSnapshot, mark)
 	}
 	return b
 }

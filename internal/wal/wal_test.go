@@ -340,6 +340,78 @@ func TestSnapshotFromLeaderReplacesWhatWasNeverCommitted(t *testing.T) {
 	}
 }
 
+// TestTornSnapshotFromLeader tears the group of a received snapshot at every place where a
+// sector can end within it. Either the snapshot is there with its commit index, or neither:
+// the commit index alone would commit what the leader's entries were to replace.
+func TestTornSnapshotFromLeader(t *testing.T) {
+	const segment = 64 << 10
+	whole, none := 0, 0
+	for shift := 0; shift < sectorBytes; shift += 8 { // as far as records are padded
+		m := vfs.NewMem()
+		l := memLog(t, m, Options{SegmentBytes: segment})
+		old := append(entries(1, 7, 2, 10), entry(8, 2, 1+shift))
+		if err := l.Append(old, hard(2, 1, 3), true); err != nil {
+			t.Fatal(err)
+		}
+		from := l.off
+		if err := l.SaveSnapshot(Snapshot{Index: 5, Term: 4, ConfState: &raftpb.ConfState{Voters: []uint64{1, 2}}}, hard(4, 0, 5)); err != nil {
+			t.Fatal(err)
+		}
+		to := l.off
+		name := "d/wal/" + l.tail.name
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		end := (from/sectorBytes + 1) * sectorBytes
+		if end < to {
+			f, err := m.Open(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := f.WriteAt(make([]byte, to-end), end); err != nil {
+				t.Fatal(err)
+			}
+			if err := f.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+		l, rec, err := Open("d/wal", 3, Options{FS: m, SegmentBytes: segment})
+		if err != nil {
+			t.Fatalf("%d bytes of %d: %v", end-from, to-from, err)
+		}
+		if rec.Snapshot.Index == 5 {
+			whole++
+			sameEntries(t, rec.Entries, nil)
+			if !proto.Equal(rec.HardState, hard(4, 0, 5)) {
+				t.Fatalf("%d bytes of %d: the hard state is %v", end-from, to-from, rec.HardState)
+			}
+		} else {
+			none++
+			sameEntries(t, rec.Entries, old)
+			if !proto.Equal(rec.HardState, hard(2, 1, 3)) {
+				t.Fatalf("%d bytes of %d: the hard state is %v", end-from, to-from, rec.HardState)
+			}
+			// Nothing of it is left for later: the entries may come one by one instead.
+			if err := l.Append(entries(4, 9, 4, 10), hard(4, 0, 9), true); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if l, again, err := Open("d/wal", 3, Options{FS: m, SegmentBytes: segment}); err != nil {
+			t.Fatal(err)
+		} else if again.Snapshot.Index != rec.Snapshot.Index {
+			t.Fatalf("%d bytes of %d: the mark is %d, and then %d", end-from, to-from, rec.Snapshot.Index, again.Snapshot.Index)
+		} else if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if whole == 0 || none == 0 {
+		t.Errorf("the snapshot was there %d times, and not %d times", whole, none)
+	}
+}
+
 // What a leader has not committed may be replaced by entries of an earlier term: a later
 // leader's, who has them from yet another. What follows an entry is never of an earlier term.
 func TestEntriesOfEarlierTermReplaceOthers(t *testing.T) {
