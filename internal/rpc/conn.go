@@ -35,8 +35,9 @@ const (
 type conn struct {
 	net.Conn
 	all      *conns
-	own      bool // the server's to itself
-	account  account
+	own      bool    // the server's to itself
+	account  account // of replies
+	json     account // of replies that the gateway makes JSON of
 	arrivals arrivals
 	addr     clientAddr
 	read     atomic.Int64 // bytes that came
@@ -57,6 +58,7 @@ type clientAddr struct {
 // conns are the connections that are open.
 type conns struct {
 	replies  *replyMemory
+	json     *replyMemory
 	arriving int // requests of one connection that may be awaited at a time
 
 	mu   sync.Mutex // before replyMemory's
@@ -65,7 +67,10 @@ type conns struct {
 
 // add makes c one of them until it is closed. own says that it is the server's to itself.
 func (cs *conns) add(c net.Conn, own bool) *conn {
-	wrapped := &conn{Conn: c, all: cs, own: own, account: account{memory: cs.replies}, arrivals: newArrivals(cs.arriving)}
+	wrapped := &conn{
+		Conn: c, all: cs, own: own, arrivals: newArrivals(cs.arriving),
+		account: account{memory: cs.replies}, json: account{memory: cs.json, copies: jsonCopies},
+	}
 	wrapped.addr = clientAddr{c.RemoteAddr(), wrapped}
 	cs.mu.Lock()
 	defer cs.mu.Unlock()
@@ -109,6 +114,7 @@ func (c *conn) Close() error {
 	err := c.Conn.Close()
 	c.closeOnce.Do(func() {
 		c.account.close()
+		c.json.close()
 		c.all.mu.Lock()
 		defer c.all.mu.Unlock()
 		delete(c.all.open, c)
@@ -227,9 +233,6 @@ func (m *muxer) sort(c *conn) {
 	if err != nil || to == nil {
 		_ = c.Close() // it never was a client
 		return
-	}
-	if to == m.http {
-		c.account.copies = jsonCopies
 	}
 	to.push(speaker)
 }

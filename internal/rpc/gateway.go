@@ -1,10 +1,8 @@
 package rpc
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"math"
 	"net"
 	"net/http"
@@ -14,9 +12,7 @@ import (
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/etcdserverpb/gw"
 	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
-	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/encoding/protojson"
 )
 
@@ -44,7 +40,7 @@ func newGateway(s *services, dial func(context.Context) (net.Conn, error)) (*gat
 			UnmarshalOptions: protojson.UnmarshalOptions{DiscardUnknown: true},
 		},
 	}))
-	conn := &loopback{ClientConn: client, services: s}
+	conn := newLoopback(s, client)
 	for _, err := range []error{
 		gw.RegisterKVHandlerClient(context.Background(), mux, pb.NewKVClient(conn)),
 		gw.RegisterWatchHandlerClient(context.Background(), mux, pb.NewWatchClient(conn)),
@@ -54,116 +50,34 @@ func newGateway(s *services, dial func(context.Context) (net.Conn, error)) (*gat
 		gw.RegisterAuthHandlerClient(context.Background(), mux, pb.NewAuthClient(conn)),
 	} {
 		if err != nil {
-			conn.close()
+			conn.close(canceled())
 			return nil, fmt.Errorf("register the JSON gateway: %w", err)
 		}
 	}
 	for _, j := range jsonMethods {
 		if err := mux.HandlePath(http.MethodPost, j.path, j.handle(mux, conn)); err != nil {
-			conn.close()
+			conn.close(canceled())
 			return nil, fmt.Errorf("register the JSON gateway: %w", err)
 		}
 	}
 	return &gateway{mux, conn}, nil
 }
 
-// jsonBytes is more than a byte of a message takes in JSON, base64 and some space included.
-const jsonBytes = 4
-
-// jsonCopies is how many bytes a byte of a reply takes beside itself while it is made JSON
-// of: a copy in one piece, the message, and base64 in a buffer that has grown.
-const jsonCopies = 4
-
-// jsonStreams are the paths whose body is a stream of messages, of which the gateway holds
-// one that has not come whole. In all they may be as large as that.
-var jsonStreams = map[string]bool{"/v3/watch": true, "/v3/lease/keepalive": true}
-
 func (g *gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if rest, old := strings.CutPrefix(r.URL.Path, "/v3beta/"); old {
 		r.URL.Path = "/v3/" + rest
 	}
-	s := g.conn.services
-	if jsonStreams[r.URL.Path] {
-		r.Body = http.MaxBytesReader(w, r.Body, jsonBytes*s.requestMax)
-	} else {
-		body := &jsonBody{s: s, ctx: r.Context(), from: r.Body}
-		defer body.give()
-		all, err := io.ReadAll(body)
-		if err != nil {
-			if _, known := status.FromError(err); !known {
-				err = status.Error(codes.InvalidArgument, err.Error())
-			}
+	call, r := newJSONCall(g.conn.services, r)
+	defer call.end()
+	if !jsonStreams[r.URL.Path] {
+		if err := call.body.receive(r.Context()); err != nil {
 			_, outbound := runtime.MarshalerForRequest(g.mux, r)
 			runtime.HTTPError(r.Context(), g.mux, outbound, w, r, err)
 			return
 		}
-		r.Body = io.NopCloser(bytes.NewReader(all))
 	}
-	call := &jsonCall{account: accountOf(r.Context(), s.otherAccount)}
-	defer func() {
-		call.made()
-		call.free(0)
-	}()
-	g.mux.ServeHTTP(&jsonWriter{w, call}, r.WithContext(context.WithValue(r.Context(), jsonCallKey{}, call)))
+	r.Body = &call.body
+	g.mux.ServeHTTP(&jsonWriter{w, call}, r)
 }
 
-// jsonBody is the body of a unary call, charged as it comes: what is awaited as a message,
-// and what has come, until give. JSON is read whole before there is a message, which is
-// refused if it is too large.
-type jsonBody struct {
-	s    *services
-	ctx  context.Context
-	from io.Reader
-	size int64
-}
-
-func (b *jsonBody) Read(p []byte) (int, error) {
-	limit := jsonBytes * b.s.requestMax
-	if b.size > limit {
-		return 0, status.Errorf(codes.ResourceExhausted, "the request is larger than %d bytes of JSON", limit)
-	}
-	a, err := b.s.awaitRequest(b.ctx)
-	if err != nil {
-		return 0, toWire(err)
-	}
-	n, err := b.from.Read(p[:min(int64(len(p)), b.s.requestMax)])
-	b.s.arrived(a, int64(n))
-	b.size += int64(n)
-	return n, err
-}
-
-// give gives back what was charged for the body.
-func (b *jsonBody) give() { b.s.requests.give(b.size) }
-
-// jsonWriter writes JSON, and gives back the memory of what it was made of as it goes.
-type jsonWriter struct {
-	http.ResponseWriter
-	call *jsonCall
-}
-
-// Unwrap is for http.ResponseController, which flushes the lines of a stream.
-func (w *jsonWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-// Write is given the reply of a unary call in one piece. That a client has gone before it
-// had read that is nobody's error.
-func (w *jsonWriter) Write(b []byte) (n int, err error) {
-	w.call.made()
-	parts := len(w.call.reply)
-	if parts == 0 {
-		return w.ResponseWriter.Write(b)
-	}
-	for n < len(b) {
-		m, err := w.ResponseWriter.Write(b[n:min(n+jsonPiece, len(b))])
-		if err != nil {
-			break
-		}
-		n += m
-		w.call.free(parts * (len(b) - n) / len(b))
-	}
-	return len(b), nil
-}
-
-// jsonPiece is what is written between two looks at what to give back, in bytes.
-const jsonPiece = 32 << 10
-
-func (g *gateway) close() { g.conn.close() }
+func (g *gateway) close(ctx context.Context) { g.conn.close(ctx) }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"reflect"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -32,6 +33,9 @@ func TestGateway(t *testing.T) {
 		b, err := io.ReadAll(r.Body)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if r.StatusCode == http.StatusOK && r.Header.Get("Grpc-Metadata-Content-Type") != "application/grpc" {
+			t.Errorf("%s: header %v", path, r.Header)
 		}
 		return r.StatusCode, string(b)
 	}
@@ -107,17 +111,18 @@ func postRaw(t *testing.T, addr, path, body string, size int) net.Conn {
 // nothing stays charged.
 func TestGatewayRepliesNeverRead(t *testing.T) {
 	const limit = 64 << 20
-	s, addr := startGateway(t, func(o *Options) { o.ReplyMemory = limit })
+	s, addr := startGateway(t, func(o *Options) { o.ReplyMemory = 2 * limit })
 	good := pb.NewKVClient(dial(t, addr))
 	for i := range 4 {
 		if _, err := good.Put(t.Context(), put(fmt.Sprintf("k%02d", i), strings.Repeat("v", 1<<20))); err != nil {
 			t.Fatal(err)
 		}
 	}
+	memory := s.services.otherJSON.memory
 	held := func() int64 {
-		s.services.replies.mu.Lock()
-		defer s.services.replies.mu.Unlock()
-		return s.services.replies.used
+		memory.mu.Lock()
+		defer memory.mu.Unlock()
+		return memory.used
 	}
 	bodies := map[string]string{
 		"/v3/kv/range": `{"key":"aw==","range_end":"bA=="}`,
@@ -161,8 +166,53 @@ func TestGatewayRepliesNeverRead(t *testing.T) {
 	}
 }
 
-// TestGatewayBodiesThatDoNotCome: requests of which only a part comes are charged, do not
-// keep others out, and give all back when they end.
+// TestGatewayRepliesReadInPart: JSON is charged as long as it is there, however much of it
+// has been read.
+func TestGatewayRepliesReadInPart(t *testing.T) {
+	s, addr := startGateway(t, nil)
+	good := pb.NewKVClient(dial(t, addr))
+	for i := range 20 {
+		if _, err := good.Put(t.Context(), put(fmt.Sprintf("k%02d", i), strings.Repeat("v", 1<<20))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const size = 20 << 20 * 4 / 3
+	for path, body := range map[string]string{
+		"/v3/kv/range": `{"key":"aw==","range_end":"bA=="}`,
+		"/v3/kv/txn":   `{"success":[{"request_range":{"key":"aw==","range_end":"bA=="}}]}`,
+	} {
+		c := postRaw(t, addr, path, body, len(body))
+		if _, err := io.CopyN(io.Discard, c, size*3/4); err != nil {
+			t.Fatal(err)
+		}
+		memory := s.services.otherJSON.memory
+		memory.mu.Lock()
+		if memory.used < size || memory.used > 2*size {
+			t.Errorf("%s: %d bytes are charged, the JSON has %d", path, memory.used, size)
+		}
+		memory.mu.Unlock()
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "all to be given back", func() bool {
+			memory.mu.Lock()
+			defer memory.mu.Unlock()
+			return memory.used == 0
+		})
+	}
+}
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for begin := time.Now(); !ok(); time.Sleep(time.Millisecond) {
+		if time.Since(begin) > 10*time.Second {
+			t.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+// TestGatewayBodiesThatDoNotCome: requests that do not come whole, whether anything of them
+// comes or not, are charged, do not keep others out, and give all back when they end.
 func TestGatewayBodiesThatDoNotCome(t *testing.T) {
 	s, addr := startGateway(t, func(o *Options) { o.RequestMemory = 32 << 20 })
 	used := s.services.requests.used.Load
@@ -170,23 +220,33 @@ func TestGatewayBodiesThatDoNotCome(t *testing.T) {
 	for range 40 {
 		conns = append(conns, postRaw(t, addr, "/v3/kv/put", `{"key":"`+strings.Repeat("A", 1<<20), 2<<20))
 	}
-	for begin := time.Now(); used() < 30<<20; time.Sleep(time.Millisecond) {
-		if time.Since(begin) > 10*time.Second {
-			t.Fatalf("%d bytes are charged", used())
+	eventually(t, "the bodies to be charged", func() bool { return used() >= 30<<20 })
+	stop := make(chan struct{})
+	var dripping sync.WaitGroup
+	dripping.Go(func() {
+		for {
+			for _, c := range conns {
+				_, _ = c.Write([]byte("A")) // the server may have closed it
+			}
+			select {
+			case <-time.After(50 * time.Millisecond):
+			case <-stop:
+				return
+			}
+		}
+	})
+	for range 3 {
+		begin := time.Now()
+		if _, err := pb.NewKVClient(dial(t, addr)).Put(t.Context(), put("k", "v")); err != nil {
+			t.Errorf("a put beside them: %v after %v", err, time.Since(begin))
 		}
 	}
-	begin := time.Now()
-	if _, err := pb.NewKVClient(dial(t, addr)).Put(t.Context(), put("k", "v")); err != nil {
-		t.Errorf("a put beside them: %v after %v", err, time.Since(begin))
-	}
+	close(stop)
+	dripping.Wait()
 	for _, c := range conns {
 		_ = c.Close() // the server may have closed it
 	}
-	for begin := time.Now(); used() != 0; time.Sleep(10 * time.Millisecond) {
-		if time.Since(begin) > 10*time.Second {
-			t.Fatalf("%d bytes are still charged", used())
-		}
-	}
+	eventually(t, "all to be given back", func() bool { return used() == 0 })
 	// One that is too large is told so.
 	r, err := http.Post("http://"+addr+"/v3/kv/put", "application/json", strings.NewReader(`{"key":"`+strings.Repeat("A", 9<<20)+`"}`))
 	if err != nil {
@@ -195,6 +255,62 @@ func TestGatewayBodiesThatDoNotCome(t *testing.T) {
 	defer r.Body.Close()
 	if r.StatusCode != http.StatusTooManyRequests {
 		t.Errorf("9 MiB: %s", r.Status)
+	}
+}
+
+// TestGatewayBodyCharge: a body is charged for the message that is read from it, and
+// nothing is kept of it while a call waits for another client.
+func TestGatewayBodyCharge(t *testing.T) {
+	s, addr := startGateway(t, nil)
+	used := s.services.requests.used.Load
+	const objects = 10_000
+	b := &jsonBody{s: s.services, from: io.NopCloser(strings.NewReader(`{"compare":[{}` + strings.Repeat(",{}", objects-1) + `]}`))}
+	if err := b.receive(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if n := used(); n < objects*jsonObjectBytes {
+		t.Errorf("%d bytes are charged for %d objects", n, objects)
+	}
+	b.give()
+	if n := used(); n != 0 {
+		t.Errorf("%d bytes are charged after the end", n)
+	}
+
+	padded := `{"name":"bA=="` + strings.Repeat(" ", 3<<20) + `}`
+	first, err := http.Post("http://"+addr+"/v3/lock/lock", "application/json", strings.NewReader(padded))
+	if err != nil || first.StatusCode != http.StatusOK {
+		t.Fatalf("the first lock: %v, %v", first, err)
+	}
+	defer first.Body.Close()
+	postRaw(t, addr, "/v3/lock/lock", padded, len(padded))
+	eventually(t, "the second to wait in line", func() bool { return s.services.inLine.used.Load() > 0 })
+	if n := used(); n > 1<<20 {
+		t.Errorf("%d bytes are charged for a call that waits", n)
+	}
+}
+
+// TestGatewayLongStream: what is bounded of a stream's body is each message, not all of them.
+func TestGatewayLongStream(t *testing.T) {
+	s, addr := startGateway(t, nil)
+	const messages = 10
+	if limit := (&jsonBody{s: s.services}).limit(); messages<<20 < 2*limit {
+		t.Fatalf("%d MiB are no more than the limit of %d bytes", messages, limit)
+	}
+	body, w := io.Pipe()
+	go func() {
+		for range messages {
+			_, _ = io.WriteString(w, `{"ID":"77"`+strings.Repeat(" ", 1<<20)+`}`) // the reader tells
+		}
+		_ = w.Close() // never fails
+	}()
+	r, err := http.Post("http://"+addr+"/v3/lease/keepalive", "application/json", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Body.Close()
+	all, err := io.ReadAll(r.Body)
+	if n := strings.Count(string(all), `"ID":"77"`); err != nil || n != messages {
+		t.Errorf("%d answers to %d messages: %v, %.200s", n, messages, err, all)
 	}
 }
 

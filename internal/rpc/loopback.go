@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"net"
 	"sync"
 
 	"quorate/internal/kv"
@@ -10,21 +11,29 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
 	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 )
 
 // loopback is the JSON gateway's way to the services. A unary call runs its handler as
-// gRPC would, with the connection of the HTTP client as its own: that is charged for the
-// request and the reply, and closed if it stalls others. Streams, which hold little at a
+// gRPC would, on behalf of the HTTP client's connection. Streams, which hold little at a
 // time, go through a gRPC connection.
 type loopback struct {
 	*grpc.ClientConn // to this server
 	services         *services
 
+	ctx    context.Context // ends calls when the server does not wait for them any more
+	cancel context.CancelFunc
 	mu     sync.Mutex
 	calls  sync.WaitGroup
 	closed bool
+}
+
+func newLoopback(s *services, conn *grpc.ClientConn) *loopback {
+	l := &loopback{ClientConn: conn, services: s}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
+	return l
 }
 
 // unaryMethod is a unary method as it was registered, with the gate.
@@ -33,42 +42,11 @@ type unaryMethod struct {
 	handle grpc.StreamHandler
 }
 
-// jsonCall is what a call of the gateway holds until its reply is written as JSON.
-type jsonCall struct {
-	reply   mem.BufferSlice // charged to account until freed
-	account *account
-	making  int64 // bytes of the reply, until JSON is made of it
-}
-
-// hold takes over the parts of a reply of n bytes.
-func (c *jsonCall) hold(reply mem.BufferSlice, n int64) {
-	c.reply, c.making = reply, n
-	c.account.make(n)
-}
-
-// free gives parts of the reply back until no more than left are there.
-func (c *jsonCall) free(left int) {
-	for len(c.reply) > left {
-		c.reply[0].Free()
-		c.reply = c.reply[1:]
-	}
-}
-
-// made says that the client can read the reply from now on.
-func (c *jsonCall) made() {
-	if c.making > 0 {
-		c.account.make(-c.making)
-		c.making = 0
-	}
-}
-
-type jsonCallKey struct{}
-
-// Invoke implements grpc.ClientConnInterface.
+// Invoke implements grpc.ClientConnInterface. Its context is that of a jsonCall.
 func (l *loopback) Invoke(ctx context.Context, method string, args, reply any, opts ...grpc.CallOption) error {
 	m, ok := l.services.unary[method]
 	if !ok {
-		return l.ClientConn.Invoke(ctx, method, args, reply, opts...)
+		return status.Errorf(codes.Unimplemented, "unknown method %s", method)
 	}
 	body, err := proto.Marshal(args.(proto.Message))
 	if err != nil {
@@ -81,13 +59,19 @@ func (l *loopback) Invoke(ctx context.Context, method string, args, reply any, o
 		return toWire(err)
 	}
 	defer l.calls.Done()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.ctx, cancel)()
+
+	call := callOf(ctx)
+	call.body.give()
 	md, _ := metadata.FromOutgoingContext(ctx)
 	stream := &loopStream{
-		ctx:   metadata.NewIncomingContext(ctx, md),
+		ctx:   peer.NewContext(metadata.NewIncomingContext(ctx, md), &peer.Peer{Addr: &jsonAddr{call.remote(), call}}),
 		codec: codec{&l.services.met.ClientBytesReceived, &l.services.met.ClientBytesSent},
 		body:  body,
 		reply: reply.(proto.Message),
-		call:  ctx.Value(jsonCallKey{}).(*jsonCall),
+		call:  call,
 	}
 	// In a goroutine of its own, where a panic ends the process: net/http would hide it.
 	done := make(chan error)
@@ -96,7 +80,35 @@ func (l *loopback) Invoke(ctx context.Context, method string, args, reply any, o
 	if _, known := status.FromError(err); !known {
 		err = status.FromContextError(err).Err()
 	}
+	if err == nil {
+		for _, o := range opts {
+			if h, ok := o.(grpc.HeaderCallOption); ok {
+				*h.HeaderAddr = metadata.Pairs("content-type", "application/grpc") // as from gRPC; the gateway shows it
+			}
+		}
+	}
 	return err
+}
+
+// NewStream implements grpc.ClientConnInterface. Its context is that of a jsonCall.
+func (l *loopback) NewStream(ctx context.Context, desc *grpc.StreamDesc, method string, opts ...grpc.CallOption) (grpc.ClientStream, error) {
+	s, err := l.ClientConn.NewStream(ctx, desc, method, opts...)
+	if err != nil {
+		return nil, err
+	}
+	return &loopClientStream{s, callOf(ctx)}, nil
+}
+
+// loopClientStream is a stream as the gateway sees it.
+type loopClientStream struct {
+	grpc.ClientStream
+	call *jsonCall
+}
+
+// SendMsg sends what was read of the body.
+func (s *loopClientStream) SendMsg(m any) error {
+	s.call.body.give()
+	return s.ClientStream.SendMsg(m)
 }
 
 // begin lets a call in, or returns kv.ErrStopped.
@@ -110,13 +122,24 @@ func (l *loopback) begin() error {
 	return nil
 }
 
-// close lets no more calls in and returns when those under way are over.
-func (l *loopback) close() {
+// close lets no more calls in and returns when those under way are over, to which end it
+// breaks them off when ctx is done.
+func (l *loopback) close(ctx context.Context) {
 	l.mu.Lock()
 	l.closed = true
 	l.mu.Unlock()
+	stop := context.AfterFunc(ctx, l.cancel)
 	l.calls.Wait()
+	stop()
+	l.cancel()
 	_ = l.ClientConn.Close() // only reports that it is closed already
+}
+
+// jsonAddr is the client's address in a call of the gateway. It is how the call finds
+// what it is charged to.
+type jsonAddr struct {
+	net.Addr
+	call *jsonCall
 }
 
 // loopStream is a unary call as its handler sees it.
@@ -144,7 +167,9 @@ func (s *loopStream) SendMsg(m any) error {
 		data.Free()
 		return status.Errorf(codes.ResourceExhausted, "trying to send message larger than max (%d vs. %d)", n, answerMax)
 	}
-	s.call.hold(data, int64(n))
+	if err := s.call.hold(s.ctx, data, int64(n)); err != nil {
+		return err
+	}
 	whole := data.MaterializeToBuffer(chunks)
 	defer whole.Free()
 	return proto.Unmarshal(whole.ReadOnlyData(), s.reply)

@@ -10,6 +10,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/mem"
+	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 )
 
@@ -160,8 +161,11 @@ type foreign account
 func (f *foreign) Get(n int) *[]byte { return chunks.Get(n) }
 func (f *foreign) Put(b *[]byte)     { (*account)(f).give(int64(cap(*b))) }
 
-func (a *account) give(n int64) {
-	n *= 1 + a.copies
+// give gives n bytes of replies back, with what was charged for their copies.
+func (a *account) give(n int64) { a.back(n * (1 + a.copies)) }
+
+// back gives n charged bytes back.
+func (a *account) back(n int64) {
 	m := a.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -173,6 +177,16 @@ func (a *account) give(n int64) {
 	m.giveLocked(n)
 }
 
+// hold charges n bytes that are there already, bound or not.
+func (a *account) hold(n int64) {
+	a.memory.mu.Lock()
+	defer a.memory.mu.Unlock()
+	if !a.closed {
+		a.held += n
+		a.memory.used += n
+	}
+}
+
 // make says that n more bytes of replies, or fewer, are not for the client to read yet.
 func (a *account) make(n int64) {
 	a.memory.mu.Lock()
@@ -180,14 +194,23 @@ func (a *account) make(n int64) {
 	a.making += n * (1 + a.copies)
 }
 
+// progress says that the client has read n bytes of what stays charged.
+func (a *account) progress(n int64) {
+	a.memory.mu.Lock()
+	defer a.memory.mu.Unlock()
+	a.moved += n
+}
+
 // departed stands for a reply that is built while what it holds is still over the bound.
 var departed reply
 
-// leave ends r's turn to go on over the bound. What it holds keeps others from theirs
-// until the bound is kept again.
-func (m *replyMemory) leave(r *reply) {
+// leave says that r is made, of which n bytes were charged, and ends its turn to go on over
+// the bound. What it holds keeps others from theirs until the bound is kept again.
+func (a *account) leave(r *reply, n int64) {
+	m := a.memory
 	m.mu.Lock()
 	defer m.mu.Unlock()
+	a.making -= n * (1 + a.copies)
 	if m.over == r {
 		m.over = &departed
 	}
@@ -274,13 +297,19 @@ func (a *account) try(r *reply, n int64) (freed <-chan struct{}, ok bool) {
 		m.over = r
 	}
 	a.held += n
+	a.making += n
 	m.used += n
 	return nil, true
 }
 
-// accountOf is the account of the connection that a call came on; other for calls that
-// came another way.
+// accountOf is the account for the replies to a call: its connection's, that of the JSON
+// gateway's call which it is, or other for calls that came another way.
 func accountOf(ctx context.Context, other *account) *account {
+	if p, ok := peer.FromContext(ctx); ok {
+		if addr, ok := p.Addr.(*jsonAddr); ok {
+			return addr.call.account
+		}
+	}
 	if c := connOf(ctx); c != nil {
 		return &c.account
 	}

@@ -21,6 +21,7 @@ type reply struct {
 	err     error // why the reply is cut short: no memory, or ctx's
 
 	charged  bool  // whether memory was asked for
+	mine     int64 // bytes that were charged
 	reserved int64 // bytes that are charged for what is to come
 
 	sinceYield int64 // bytes of parts since others were let go first
@@ -89,7 +90,11 @@ func getChunk(n int) *[]byte {
 // charge takes n bytes of the memory for replies.
 func (r *reply) charge(n int64) error {
 	r.charged = true
-	return r.account.take(r.ctx, r, n)
+	err := r.account.take(r.ctx, r, n)
+	if err == nil {
+		r.mine += n
+	}
+	return err
 }
 
 // yieldBytes is how much of a reply is built in one go. Go lets a goroutine run for 10 ms,
@@ -238,7 +243,8 @@ func (r *reply) free() {
 func (r *reply) clear() {
 	if r.charged {
 		r.charged = false
-		r.account.memory.leave(r)
+		r.account.leave(r, r.mine)
+		r.mine = 0
 	}
 	clear(r.parts)
 	r.parts, r.cur, r.chunk = r.parts[:0], nil, false

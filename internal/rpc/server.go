@@ -22,7 +22,6 @@ import (
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/peer"
 )
 
 // Options configure a Server. Backend, Status, Metrics, Logger and ElectionTimeout must
@@ -49,7 +48,8 @@ type Options struct {
 	KeepaliveTimeout  time.Duration // 20 s
 
 	// RequestMemory bounds the bytes of requests that are not answered yet, ReplyMemory
-	// those of large replies that are not written yet; see memory.go.
+	// those of large replies that are not written yet, and half of it, beside that, those of
+	// the JSON gateway; see memory.go.
 	RequestMemory int64 // 512 MiB
 	ReplyMemory   int64 // 1 GiB
 	// LineMemory bounds what calls hold that wait for a lock or an election: 16 KiB and
@@ -190,13 +190,16 @@ func newServices(opts *Options) *services {
 		snapshotPace: snapshotPaceEvery,
 	}
 	s.otherAccount = &account{memory: s.replies}
+	jsonReplies := newReplyMemory(opts.ReplyMemory / 2)
+	s.otherJSON = account{memory: jsonReplies, copies: jsonCopies}
+	s.jsonMakers = make(chan struct{}, jsonMakers)
 	arriving := int(s.requests.max / s.requestMax / 4)
 	s.otherArrivals = newArrivals(arriving)
 	s.looks = looks{
-		conns:      &conns{replies: s.replies, arriving: arriving, open: make(map[*conn]struct{})},
-		requestMax: s.requestMax, requests: s.requests, replies: s.replies,
+		conns:      &conns{replies: s.replies, json: jsonReplies, arriving: arriving, open: make(map[*conn]struct{})},
+		requestMax: s.requestMax, requests: s.requests,
 	}
-	s.requests.look, s.replies.look = s.looks.look, s.looks.look
+	s.requests.look, s.replies.look, jsonReplies.look = s.looks.look, s.looks.look, s.looks.look
 	s.leaderless = newLeaderless(opts.ElectionTimeout)
 	s.streams.open = make(map[*openStream]struct{})
 	return s
@@ -291,7 +294,10 @@ func (s *Server) httpServer(l Listener) *http.Server {
 		MaxHeaderBytes:    headersMax,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: int(min(s.services.opts.MaxConcurrentStreams, streamsMax))},
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			return peer.NewContext(ctx, &peer.Peer{Addr: c.RemoteAddr()}) // what connOf looks for
+			if addr, ok := c.RemoteAddr().(*clientAddr); ok {
+				ctx = context.WithValue(ctx, connKey{}, addr.conn)
+			}
+			return ctx
 		},
 		ErrorLog: log.New(io.Discard, "", 0), // clients' faults are not the operator's
 	}
@@ -356,7 +362,7 @@ func (s *Server) stop(ctx context.Context) {
 		}
 	}
 	if s.gateway != nil {
-		s.gateway.close()
+		s.gateway.close(ctx)
 	}
 	select {
 	case <-graceful:

@@ -47,6 +47,8 @@ type services struct {
 	looks      looks
 	// Of calls that come on no connection of ours.
 	otherAccount  *account
+	otherJSON     account
+	jsonMakers    chan struct{} // a place for each
 	otherArrivals arrivals
 
 	snapshotPace time.Duration // see snapshotPaceEvery

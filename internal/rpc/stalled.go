@@ -6,6 +6,8 @@ import (
 	"sync/atomic"
 	"time"
 
+	"quorate/internal/kv"
+
 	"google.golang.org/grpc/peer"
 )
 
@@ -64,9 +66,18 @@ func (s *services) awaitRequest(ctx context.Context) (arrival, error) {
 	select {
 	case of.slots <- struct{}{}:
 	default:
-		// Its own connection keeps it waiting: no harm to anybody else, and no end but its own.
+		// Its own connection keeps it waiting: no harm to anybody else, and no end but its
+		// own. Those that came another way may keep each other waiting.
+		var timeout <-chan time.Time
+		if of == &s.otherArrivals {
+			timer := time.NewTimer(memoryWait)
+			defer timer.Stop()
+			timeout = timer.C
+		}
 		select {
 		case of.slots <- struct{}{}:
+		case <-timeout:
+			return arrival{}, kv.ErrTooManyRequests
 		case <-ctx.Done():
 			return arrival{}, ctx.Err()
 		}
@@ -106,6 +117,9 @@ func (a *arrivals) stalled(epoch uint32, read, requestMax int64) (stalled bool, 
 	return oldest > 0 || old > 0 && came*drainLooks < awaited*requestMax, awaited
 }
 
+// connKey is where the context of net/http has the connection.
+type connKey struct{}
+
 // connOf is the connection that a call came on; nil if it came another way.
 func connOf(ctx context.Context) *conn {
 	if p, ok := peer.FromContext(ctx); ok {
@@ -113,7 +127,8 @@ func connOf(ctx context.Context) *conn {
 			return addr.conn
 		}
 	}
-	return nil
+	c, _ := ctx.Value(connKey{}).(*conn)
+	return c
 }
 
 // looks looks for connections that stall others.
@@ -121,7 +136,6 @@ type looks struct {
 	conns      *conns
 	requestMax int64
 	requests   *requestMemory
-	replies    *replyMemory
 
 	epoch atomic.Uint32
 	mu    sync.Mutex
@@ -150,26 +164,31 @@ func (l *looks) look() {
 func (l *looks) stalled(epoch uint32) (list []*conn) {
 	l.conns.mu.Lock()
 	defer l.conns.mu.Unlock()
-	l.replies.mu.Lock()
-	defer l.replies.mu.Unlock()
 	n := int64(len(l.conns.open))
 	for c := range l.conns.open {
 		if c.own {
 			continue
 		}
 		silent, awaited := c.arrivals.stalled(epoch, c.read.Load(), l.requestMax)
-		a := &c.account
-		unread := max(0, a.held-a.making)
-		if a.moved*drainLooks >= unread {
-			a.still = 0
-		} else {
-			a.still++
-		}
-		a.moved = 0
-		if silent && 2*n*awaited*l.requestMax >= l.requests.max ||
-			a.still >= stallLooks && 2*n*unread >= l.replies.max {
+		unread, unreadJSON := c.account.stalled(n), c.json.stalled(n)
+		if silent && 2*n*awaited*l.requestMax >= l.requests.max || unread || unreadJSON {
 			list = append(list, c)
 		}
 	}
 	return list
+}
+
+// stalled reports whether replies are not read any more that hold much, for one of n
+// connections. It is called once a look.
+func (a *account) stalled(n int64) bool {
+	a.memory.mu.Lock()
+	defer a.memory.mu.Unlock()
+	unread := max(0, a.held-a.making)
+	if a.moved*drainLooks >= unread {
+		a.still = 0
+	} else {
+		a.still++
+	}
+	a.moved = 0
+	return a.still >= stallLooks && 2*n*unread >= a.memory.max
 }

@@ -63,9 +63,11 @@ func TestStalledReplies(t *testing.T) {
 		s, connect := newLooks()
 		little, reading, one, two := connect(), connect(), connect(), connect()
 		take := func(c *conn, n int64) {
-			if err := c.account.take(t.Context(), new(reply), n); err != nil {
+			r := new(reply)
+			if err := c.account.take(t.Context(), r, n); err != nil {
 				t.Error(err)
 			}
+			c.account.leave(r, n)
 		}
 		take(little, 20)
 		take(reading, 180)
@@ -111,9 +113,14 @@ func TestStalledPace(t *testing.T) {
 			t.Fatal("an idle connection is stalled")
 		}
 	}
-	if err := c.account.take(t.Context(), new(reply), 500); err != nil {
+	r := new(reply)
+	if err := c.account.take(t.Context(), r, 500); err != nil {
 		t.Fatal(err)
 	}
+	if l := s.looks.stalled(s.looks.epoch.Add(1)); len(l) > 0 {
+		t.Fatal("a reply that is being built is stalled")
+	}
+	c.account.leave(r, 500)
 	for i := range stallLooks {
 		if l := s.looks.stalled(s.looks.epoch.Add(1)); len(l) > 0 != (i == stallLooks-1) {
 			t.Errorf("look %d: %d stalled", i, len(l))
