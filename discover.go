@@ -1,6 +1,7 @@
 package quorate
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -16,7 +17,7 @@ import (
 
 // discover makes what DNS names for --discovery-srv the initial cluster, as etcd does: all records of
 // the services etcd-server-ssl and etcd-server. A member that has data knows its cluster from that.
-func (s *Server) discover() error {
+func (s *Server) discover(ctx context.Context) error {
 	c := s.cfg
 	if c.DiscoverySRV == "" {
 		return nil
@@ -32,7 +33,7 @@ func (s *Server) discover() error {
 	var failed error
 	for _, scheme := range []string{"https", "http"} {
 		service := srv.GetSRVService("etcd-server", c.DiscoverySRVName, scheme)
-		members, err := srv.GetCluster(scheme, service, c.Name, c.DiscoverySRV, types.URLs(c.AdvertisePeerURLs))
+		members, err := s.lookup(ctx, scheme, service)
 		s.log.Info("get cluster for "+service+" SRV", "discovery-srv", c.DiscoverySRV, "server-name", c.Name,
 			"advertise-peer-urls", c.AdvertisePeerURLs.Strings(), "found-cluster", members, "error", err)
 		found, failed = append(found, members...), errors.Join(failed, err)
@@ -50,4 +51,26 @@ func (s *Server) discover() error {
 			c.Name, c.InitialCluster, c.AdvertisePeerURLs)
 	}
 	return nil
+}
+
+// lookup is srv.GetCluster, which takes no context: a resolver that does not answer goes on
+// in the background until it is given up there.
+func (s *Server) lookup(ctx context.Context, scheme, service string) (members []string, err error) {
+	type answer struct {
+		members []string
+		err     error
+	}
+	c := s.cfg
+	name, domain, own := c.Name, c.DiscoverySRV, types.URLs(c.AdvertisePeerURLs)
+	got := make(chan answer, 1)
+	go func() {
+		ms, err := srv.GetCluster(scheme, service, name, domain, own)
+		got <- answer{ms, err}
+	}()
+	select {
+	case a := <-got:
+		return a.members, a.err
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }

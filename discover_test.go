@@ -2,6 +2,7 @@ package quorate
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"strings"
@@ -145,5 +146,33 @@ func TestDiscoverySRV(t *testing.T) {
 	putGet(t, client(t, s.Endpoints()[0], nil), "k", "w")
 	if err := s.Close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// A start that waits for DNS can be given up.
+func TestDiscoveryGivenUp(t *testing.T) {
+	silent, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dnsServer.Store(silent.LocalAddr().(*net.UDPAddr))
+	t.Cleanup(func() {
+		dnsServer.Store(nil)
+		silent.Close()
+	})
+	c := threeConfigs(t)[0]
+	c.InitialCluster, c.DiscoverySRV = "", "quorate.test"
+	ctx, cancel := context.WithCancelCause(t.Context())
+	asked := errors.New("asked to stop")
+	go func() {
+		// The resolver has asked, and waits.
+		_, _, err := silent.ReadFrom(make([]byte, 1000))
+		cancel(errors.Join(asked, err))
+	}()
+	if s, err := Start(ctx, c, slog.New(slog.DiscardHandler)); !errors.Is(err, asked) {
+		t.Errorf("start: %v", err)
+		if err == nil {
+			s.Close()
+		}
 	}
 }

@@ -106,7 +106,7 @@ func Start(ctx context.Context, cfg *Config, log *slog.Logger) (_ *Server, err e
 	if err := s.listen(); err != nil {
 		return nil, err
 	}
-	if err := s.discover(); err != nil {
+	if err := s.discover(ctx); err != nil {
 		return nil, err
 	}
 	if err := s.startNode(); err != nil {
