@@ -194,10 +194,13 @@ func (c *Core) Sole() bool {
 // IsLearner reports whether this member has no vote.
 func (c *Core) IsLearner() bool { return slices.Contains(c.conf.Learners, c.cfg.ID) }
 
-// Alone reports whether this member leads, is the only voter, and has applied whatever a
+// Alone reports whether this member leads, is the only member, and has applied whatever a
 // voter before it may have acknowledged: then what it has applied is all that anyone has
-// acknowledged, and a read needs to ask nobody.
-func (c *Core) Alone() bool { return c.Leads() && c.Sole() && c.applied >= c.soleFrom }
+// acknowledged or shown, and a read needs to ask nobody. A learner may apply, and show, what
+// is committed before the leader does.
+func (c *Core) Alone() bool {
+	return c.Leads() && c.Sole() && len(c.conf.Learners) == 0 && c.applied >= c.soleFrom
+}
 
 // Tick passes one tick of time.
 func (c *Core) Tick() {

@@ -152,3 +152,29 @@ func TestLastVoterIsAloneOnceItHasAppliedWhatOthersMay(t *testing.T) {
 		t.Error("not alone although all is applied")
 	}
 }
+
+// A learner that serves reads may apply, and show, what is committed before the leader
+// does: beside one, nobody is alone.
+func TestNobodyIsAloneBesideALearner(t *testing.T) {
+	c := restarted(t)
+	g := groupOf(t, c)
+	g.cut[2] = true
+	if err := c.Campaign(); err != nil {
+		t.Fatal(err)
+	}
+	g.settle()
+	if !c.Leads() || !c.Sole() || c.Alone() {
+		t.Fatalf("with a learner: leads %v, sole %v, alone %v", c.Leads(), c.Sole(), c.Alone())
+	}
+	data, err := proto.Marshal(&raftpb.ConfChange{Type: raftpb.ConfChangeRemoveNode.Enum(), NodeId: new(uint64(2))})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, _, ok := c.Propose([]*raftpb.Entry{{Type: raftpb.EntryConfChange.Enum(), Data: data}}); !ok {
+		t.Fatal("not taken")
+	}
+	g.settle()
+	if !c.Alone() {
+		t.Error("not alone although the learner is removed")
+	}
+}

@@ -295,6 +295,54 @@ func TestLateMemberGetsASnapshot(t *testing.T) {
 	c.same()
 }
 
+// TestForceNewCluster goes on alone on the data of one of several members, with all that it
+// knows to be committed; the data of a learner is refused.
+func TestForceNewCluster(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	added, _, err := c.nodes[0].AddMember(t.Context(), []string{"http://10.0.0.3:2380"}, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := c.config(3)
+	cfg.InitialCluster = c.cfgs[0].InitialCluster + ",m3=http://10.0.0.3:2380"
+	cfg.NewCluster = false
+	c.cfgs, c.nodes = append(c.cfgs, cfg), append(c.nodes, nil)
+	c.start(3)
+	c.awaitReady(3)
+	put(t, c.nodes[1], "before", "v")
+	c.same()
+	for i := range c.nodes {
+		c.stop(i)
+	}
+
+	for _, i := range []int{1, 3} {
+		c.cfgs[i].ForceNewCluster = true
+	}
+	c.cfgs[3].Network = c.to()
+	if n, err := Start(c.cfgs[3]); err == nil || !strings.Contains(err.Error(), "no vote") {
+		t.Errorf("member %x, a learner, alone: %v", added.ID, err)
+		if err == nil {
+			_ = n.Close() // it should not be there
+		}
+	}
+	c.start(1)
+	c.awaitReady(1)
+	if ms := c.nodes[1].Members(); len(ms) != 1 || ms[0].ID != c.nodes[1].id {
+		t.Errorf("alone, there are the members %v", ms)
+	}
+	if v, ok := get(t, c.nodes[1], "before"); !ok || v != "v" {
+		t.Errorf("what was there before is %q, %v", v, ok)
+	}
+	put(t, c.nodes[1], "after", "w")
+	c.stop(1)
+	c.cfgs[1].ForceNewCluster = false
+	c.start(1)
+	c.awaitReady(1)
+	if v, ok := get(t, c.nodes[1], "after"); !ok || v != "w" {
+		t.Errorf("what was written alone is %q, %v", v, ok)
+	}
+}
+
 // TestPromotionInDoubt loses the leader's answer to a promotion: the member asks again, and
 // a promotion that has taken effect by then is one.
 func TestPromotionInDoubt(t *testing.T) {

@@ -1,6 +1,7 @@
 package node
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -35,6 +36,7 @@ func (n *Node) forceAlone(found *wal.Recovered, applied uint64) error {
 	for _, id := range append(conf.Voters, conf.Learners...) {
 		others[id] = true
 	}
+	votes := slices.Contains(conf.Voters, n.id)
 	for _, e := range ents {
 		if e.GetType() != raftpb.EntryConfChange || e.GetIndex() <= applied {
 			continue
@@ -42,6 +44,9 @@ func (n *Node) forceAlone(found *wal.Recovered, applied uint64) error {
 		var cc raftpb.ConfChange
 		if err := proto.Unmarshal(e.Data, &cc); err != nil {
 			return fmt.Errorf("entry %d: %w", e.GetIndex(), err)
+		}
+		if cc.GetNodeId() == n.id && cc.GetType() != raftpb.ConfChangeUpdateNode {
+			votes = cc.GetType() == raftpb.ConfChangeAddNode
 		}
 		switch cc.GetType() {
 		case raftpb.ConfChangeAddNode, raftpb.ConfChangeAddLearnerNode:
@@ -51,6 +56,9 @@ func (n *Node) forceAlone(found *wal.Recovered, applied uint64) error {
 		}
 	}
 	delete(others, n.id)
+	if !votes {
+		return errors.New("--force-new-cluster: this member has no vote, as a learner or because it was removed, and cannot go on alone: use the data of a voter")
+	}
 	if len(others) == 0 && dropped == 0 {
 		return nil
 	}

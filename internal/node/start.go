@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"syscall"
 
 	"quorate/internal/auth"
 	"quorate/internal/consensus"
@@ -198,13 +199,20 @@ func (n *Node) open() (err error) {
 // by whoever puts it there.
 func (c *Config) syncAbove() error {
 	for _, dir := range []string{c.DataDir, filepath.Dir(filepath.Clean(c.DataDir))} {
-		// Where the data directory is given, the one above may be closed to the member.
-		if err := c.FS.SyncDir(dir); err != nil && !errors.Is(err, fs.ErrPermission) {
+		err := c.FS.SyncDir(dir)
+		if dir != c.DataDir && slices.ContainsFunc(notToSync, func(e error) bool { return errors.Is(err, e) }) {
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("make the data directory durable: %w", err)
 		}
 	}
 	return nil
 }
+
+// notToSync is said where the data directory was made by somebody else: the directory above
+// may be closed to the member, read-only, or on a file system that syncs no directories.
+var notToSync = []error{fs.ErrPermission, syscall.EROFS, syscall.EINVAL, errors.ErrUnsupported}
 
 // load reads what the store keeps beside keys.
 func (n *Node) load() error {

@@ -272,6 +272,34 @@ func TestPreparersSyncHidesNoFailure(t *testing.T) {
 	}
 }
 
+// A fill whose sync failed and that was done again is forgotten by the time the segment is
+// used: the file that records are written to hears nothing of it then.
+func TestFailedFillIsForgotten(t *testing.T) {
+	m := vfs.NewMem()
+	var failures atomic.Int32
+	m.Hook = func(op vfs.Op) error {
+		if op.Kind == "sync" && filepath.Base(op.Name) == preparedName && failures.Add(1) == 1 {
+			return syscall.ENOSPC
+		}
+		return nil
+	}
+	synctest.Test(t, func(t *testing.T) {
+		l := memLog(t, m, Options{SegmentBytes: 20000})
+		time.Sleep(2 * retryPause) // the fill fails, and is done again
+		for i := range uint64(100) {
+			if err := l.Append(entries(1+i, 1+i, 1, 1000), hard(1, 1, i), true); err != nil {
+				t.Fatalf("append %d after %d syncs of the next segment: %v", i, failures.Load(), err)
+			}
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+	})
+	if failures.Load() < 2 {
+		t.Error("no fill failed")
+	}
+}
+
 // The log writer, the preparer, Room and Release run side by side. Segments are small,
 // so that they follow each other fast.
 func TestConcurrentUse(t *testing.T) {

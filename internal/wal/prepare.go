@@ -46,6 +46,7 @@ type space struct {
 	zeros  vfs.File // the same file, for run alone
 	filled int64
 	target int64 // up to where it is to be filled
+	failed bool  // a fill has failed, since when f has not been synced
 }
 
 const (
@@ -184,6 +185,9 @@ func (p *preparer) step() (time.Duration, error) {
 		return forever, nil
 	}
 	if err := fill(s.zeros, s.filled, n); err != nil {
+		p.mu.Lock()
+		p.next.failed = p.next.failed || p.next.f == s.f
+		p.mu.Unlock()
 		return 0, fmt.Errorf("prepare log segment: %w", err)
 	}
 	return p.filled(s.f, s.filled+n), nil
@@ -265,6 +269,12 @@ func (p *preparer) waitNext(end int64) (vfs.File, error) {
 	})
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if err == nil && p.next.failed {
+		// Each open file hears of a failed sync once. This one is to hear of that of zeros
+		// now, which have been synced again since, and not when the records in it are synced.
+		_ = p.next.f.Sync()
+		p.next.failed = false
+	}
 	return p.next.f, err
 }
 
