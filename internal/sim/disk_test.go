@@ -95,11 +95,11 @@ func (d *disk) slow(max time.Duration) {
 	d.syncMax = max
 }
 
-// fail has every sync fail from now on.
-func (d *disk) fail() {
+// fail has every sync fail from now on, or no longer.
+func (d *disk) fail(yes bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.failing = true
+	d.failing = yes
 }
 
 // full has the disk refuse to let any file grow, or no longer.

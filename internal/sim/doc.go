@@ -24,7 +24,8 @@
 //     a crash loses or tears what was not synced. The store's B+tree is a real file, which a crash leaves as its last
 //     commit did.
 //
-//   - Members pause, crash, stop in order, and start again; their clocks tick unevenly.
+//   - Members pause, crash, stop in order, and start again; their clocks tick unevenly, and
+//     their appliers lag.
 //
 //   - Clients put, get, delete, compare and swap, grant, renew and revoke leases, compact,
 //     and watch, each through one member at a time.

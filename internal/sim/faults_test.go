@@ -184,11 +184,14 @@ func (w *world) fullDisk(m *member) {
 }
 
 // failingSync has syncs fail, which is to end the member. The power fails soon in any case:
-// nothing may have been said to be durable that was not.
+// nothing may have been said to be durable that was not. A member that was stopped in order
+// meanwhile, and started again, may have met the fault only where it prepares a segment,
+// which it tries again.
 func (w *world) failingSync(m *member) {
-	m.disk.fail()
-	alive := m.alive()
+	d, alive := m.disk, m.alive()
+	d.fail(true)
 	w.later(w.between(0, 4*w.plan.syncMax+20*time.Millisecond), func() {
+		d.fail(false)
 		if alive() {
 			w.power(m)
 		}

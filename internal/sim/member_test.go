@@ -240,7 +240,11 @@ func (m *member) start(t *turn, wanted bool) {
 		return
 	}
 	t.queued = true
-	m.when(m.w.between(0, m.w.plan.stepMax), func() {
+	soon := m.w.plan.stepMax
+	if t == &m.apply {
+		soon = m.w.plan.applyMax
+	}
+	m.when(m.w.between(0, soon), func() {
 		t.queued, t.running, t.again = false, true, false
 		step, done := m.n.StepLog, t.done
 		if t == &m.apply {

@@ -113,6 +113,7 @@ func TestFoundSeeds(t *testing.T) {
 		{7, fewMembers, "the same, and a read of a member that was closed never ended"},
 		{61005164, fewMembers, "what was written behind a cut, and torn in turn, was refused as damage"},
 		{90188462, fewMembers, "a torn snapshot of a leader left its commit index behind: the log was refused"},
+		{603429, fewMembers, "a sole voter took what it had applied for all that anybody had seen; a learner was ahead of it"},
 		{2237, forLeases, "a paused leader that had been replaced renewed a lease from its own clock"},
 	}
 	for _, tt := range tests {

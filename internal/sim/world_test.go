@@ -31,6 +31,7 @@ type plan struct {
 	elections  int // ticks
 
 	stepMax   time.Duration // until a turn that is due takes place
+	applyMax  time.Duration // the same of an applier's
 	delayMin  time.Duration // of messages
 	delayMax  time.Duration
 	loss      float64 // share of messages that are lost, with the connection
@@ -100,6 +101,9 @@ func draw(seed uint64) plan {
 	}
 	if r.IntN(4) == 0 {
 		p.valueMax = 1 + r.IntN(8<<10) // some sectors, or more than a segment
+	}
+	if p.applyMax = p.stepMax; r.IntN(4) == 0 {
+		p.applyMax = time.Duration(r.IntN(20_000)) * time.Microsecond // others are ahead of it
 	}
 	return p
 }
