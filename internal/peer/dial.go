@@ -211,6 +211,8 @@ func (r *remote) read(k kind) {
 		switch {
 		case errors.Is(err, errRemoved):
 			r.t.h.Removed()
+		case errors.Is(err, errNoConnection):
+			// The member's own connections to here may work all the same.
 		case errors.As(err, &n) && n.Timeout():
 			// What is written to a member that has nothing to say does not reach it.
 			r.outboxes[k].breakOff(errSilent)
@@ -245,7 +247,7 @@ func (r *remote) dialStream(k kind) (body io.Reader, conn *listener, err error) 
 			}
 			last = errors.Join(err, raw.Close())
 		} else {
-			last = err
+			last = fmt.Errorf("%w: %w", errNoConnection, err)
 		}
 		if errors.Is(last, syscall.ECONNREFUSED) {
 			refused++

@@ -10,6 +10,7 @@ var (
 	errUnknown      = errors.New("peer: unknown member")
 	errRemoved      = errors.New("the member has been permanently removed from the cluster")
 	errReplaced     = errors.New("peer: a newer stream took its place")
+	errNoConnection = errors.New("peer: no connection")
 	errSilent       = errors.New("peer: the other member is silent")
 	errOutdated     = errors.New("peer: a new connection works, and nothing comes on this one")
 	errNotMine      = errors.New("peer: it is not for this member")

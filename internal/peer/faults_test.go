@@ -232,6 +232,29 @@ func TestNetworkFaults(t *testing.T) {
 	b.h.never(t, "gone 1", 50*time.Millisecond)
 }
 
+// Where a firewall lets only one of two members connect to the other, the streams that it
+// made stand.
+func TestOneWayToConnect(t *testing.T) {
+	a, b := start(t, 1, "", func(o *Options) { o.DialTimeout = 100 * time.Millisecond }), start(t, 2, "")
+	var tries atomic.Int32
+	a.dialer.net.ControlContext = func(ctx context.Context, _, _ string, _ syscall.RawConn) error {
+		tries.Add(1)
+		<-ctx.Done()
+		return ctx.Err()
+	}
+	a.Add(2, []string{b.url})
+	b.Add(1, []string{a.url})
+	a.reaches(t, b)
+	for seen := tries.Load(); tries.Load() < seen+5; time.Sleep(time.Millisecond) {
+		a.Send([]*raftpb.Message{message(raftpb.MsgHeartbeat, 1, 2, 0)})
+	}
+	for len(a.h.events) > 0 {
+		if e := <-a.h.events; e == "lost 2" {
+			t.Fatal("a stream broke because no connection can be made in the other direction")
+		}
+	}
+}
+
 // Idle streams are kept alive by heartbeats of the link.
 func TestIdle(t *testing.T) {
 	quick := func(o *Options) { o.ReadTimeout = time.Second }
