@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"quorate/internal/kv"
+	"quorate/internal/membership"
 	"quorate/internal/wire"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
@@ -103,7 +104,7 @@ func (n *Node) raiseNoSpace() {
 		return
 	}
 	n.log.Warn("the store has reached its quota; writes that make it larger are refused", "quota-bytes", n.cfg.quota())
-	n.setNoSpace(pb.AlarmRequest_ACTIVATE)
+	n.setNoSpace(n.id, pb.AlarmRequest_ACTIVATE)
 }
 
 // stallNotice is when the log last said that the file cannot be written, so that a disk
@@ -143,23 +144,33 @@ func (n *Node) noticeStall(s *stallNotice, now time.Time) {
 	}
 }
 
-// watchSpace lowers this member's alarm once there is space again.
+// watchSpace lowers this member's alarm once there is space again. The leader does so for
+// members that cannot: those that were removed, or are away. One that comes back and has
+// still no space raises its alarm again.
 func (n *Node) watchSpace() {
+	quota := n.cfg.quota()
+	if _, inUse := n.store.Size(); quota > 0 && float64(inUse) > quotaClear*float64(quota) {
+		return
+	}
 	for _, a := range n.alarms.List(pb.AlarmType_NOSPACE) {
-		if a.MemberID != n.id {
-			continue
+		id := membership.ID(a.MemberID)
+		if a.MemberID == n.id || n.leading.Load() && n.absent(id) {
+			n.log.Info("the store is below its quota again; writes resume", "alarm-of", id.String())
+			n.setNoSpace(a.MemberID, pb.AlarmRequest_DEACTIVATE)
 		}
-		quota := n.cfg.quota()
-		if _, inUse := n.store.Size(); quota > 0 && float64(inUse) > quotaClear*float64(quota) {
-			return
-		}
-		n.log.Info("the store is below its quota again; writes resume")
-		n.setNoSpace(pb.AlarmRequest_DEACTIVATE)
 	}
 }
 
-func (n *Node) setNoSpace(action pb.AlarmRequest_AlarmAction) {
-	err := n.proposeMessage(wire.FieldAlarm, &pb.AlarmRequest{MemberID: n.id, Action: action, Alarm: pb.AlarmType_NOSPACE})
+// absent reports whether another member was removed, or is away.
+func (n *Node) absent(id membership.ID) bool {
+	state := n.cluster.State()
+	_, known := state.Member(id)
+	return state.IsRemoved(id) || known && n.network.ActiveSince(id).IsZero()
+}
+
+// setNoSpace changes the alarm of a member.
+func (n *Node) setNoSpace(id uint64, action pb.AlarmRequest_AlarmAction) {
+	err := n.proposeMessage(wire.FieldAlarm, &pb.AlarmRequest{MemberID: id, Action: action, Alarm: pb.AlarmType_NOSPACE})
 	if err != nil && n.ctx.Err() == nil {
 		n.log.Warn("could not change the NOSPACE alarm", "action", action.String(), "error", err)
 	}

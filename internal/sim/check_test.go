@@ -44,6 +44,9 @@ type checker struct {
 	revoked      map[int64]time.Duration // by lease
 	asked        map[int64]bool          // clients asked for its end
 
+	alarmed map[uint64]bool // members whose alarm for want of space is committed
+	eased   time.Duration   // when the last of them was lowered; 0: never
+
 	added    map[membership.ID]bool // by committed changes, and not removed again
 	removed  map[membership.ID]bool
 	learners map[membership.ID]bool
@@ -80,7 +83,8 @@ func newChecker(w *world) *checker {
 		states: map[uint64]string{}, hashes: map[uint64]string{}, rev: 1,
 		applications: map[string]int{}, appliedAt: map[string]int64{},
 		promises: map[int64][]promise{}, revoked: map[int64]time.Duration{}, asked: map[int64]bool{},
-		added: map[membership.ID]bool{}, removed: map[membership.ID]bool{}, learners: map[membership.ID]bool{},
+		alarmed: map[uint64]bool{},
+		added:   map[membership.ID]bool{}, removed: map[membership.ID]bool{}, learners: map[membership.ID]bool{},
 	}
 }
 
@@ -208,7 +212,8 @@ func (c *checker) lastVoter(id membership.ID) bool {
 	return c.added[id] && !c.learners[id] && len(c.added)-len(c.learners) == 1
 }
 
-// request notes that a request is committed, which is to be once at most.
+// request notes that a request is committed, which is to be once at most. What makes the
+// store larger is refused, by all, while there is an alarm.
 func (c *checker) request(index uint64, req wire.RaftRequest) {
 	value := ""
 	switch req.Field {
@@ -232,8 +237,13 @@ func (c *checker) request(index uint64, req wire.RaftRequest) {
 		if err := proto.Unmarshal(req.Body, &r); err == nil {
 			c.leaseRevoked(r.ID)
 		}
+	case wire.FieldAlarm:
+		var a pb.AlarmRequest
+		if err := proto.Unmarshal(req.Body, &a); err == nil {
+			c.alarm(&a)
+		}
 	}
-	if value == "" {
+	if value == "" || len(c.alarmed) > 0 {
 		return
 	}
 	c.applications[value]++
@@ -243,6 +253,42 @@ func (c *checker) request(index uint64, req wire.RaftRequest) {
 		c.unapplied = append(c.unapplied, committedRequest{index, value})
 	}
 }
+
+// alarm notes that a member has raised or lowered its alarm.
+func (c *checker) alarm(a *pb.AlarmRequest) {
+	had := len(c.alarmed) > 0
+	switch a.Action {
+	case pb.AlarmRequest_ACTIVATE:
+		c.alarmed[a.MemberID] = true
+		c.stats.alarms++
+	case pb.AlarmRequest_DEACTIVATE:
+		delete(c.alarmed, a.MemberID)
+	}
+	if had && len(c.alarmed) == 0 {
+		c.eased = c.w.now()
+	}
+}
+
+// overQuota reports whether there was a reason to refuse o for want of space: an alarm
+// while it was under way, or that its member has no room for as much as it says. A
+// member may learn late that an alarm was lowered.
+func (c *checker) overQuota(o *op) bool {
+	if c.w.plan.quota == 0 {
+		return false
+	}
+	if len(c.alarmed) > 0 || c.eased > 0 && o.sent <= c.eased+alarmPatience || !o.alive() {
+		return true
+	}
+	_, inUse := o.on.n.Store().Size()
+	return inUse+int64(len(o.value)+len(o.expect))+entryMax > c.w.plan.quota
+}
+
+const (
+	// alarmPatience is how much later than others a member may hear of an alarm's end.
+	alarmPatience = 2 * time.Second
+	// entryMax is what a request has beside its values, in bytes.
+	entryMax = 200
+)
 
 // shown notes which requests a member is the first to have applied. A sole voter's reads
 // see no request before that, others' reads none before it is committed.
@@ -377,7 +423,7 @@ func (c *checker) refused(o *op) {
 	case errors.Is(err, context.DeadlineExceeded) && o.deadline > 0 && took >= o.deadline:
 	case errors.Is(err, kv.ErrStopped) && !o.alive():
 	case errors.Is(err, kv.ErrTimeout) && (took >= patience || o.on.installed >= o.sent && o.on.installed > 0):
-	case errors.Is(err, kv.ErrNoSpace) && o.disk.outOfRoom(o.sent):
+	case errors.Is(err, kv.ErrNoSpace) && (o.disk.outOfRoom(o.sent) || c.overQuota(o)):
 		return
 	case errors.Is(err, kv.ErrLeaseNotFound) && (o.kind == renew || o.kind == revoke || o.kind == leased):
 		if _, over := c.revoked[o.lease]; !over && o.kind != leased {

@@ -27,6 +27,8 @@
 //   - Members pause, crash, stop in order, and start again; their clocks tick unevenly, and
 //     their appliers lag.
 //
+//   - In some runs the quota is reached.
+//
 //   - Clients put, get, delete, compare and swap, grant, renew and revoke leases, compact,
 //     and watch, each through one member at a time.
 //
@@ -43,8 +45,8 @@
 //   - Members that have applied the same entry have the same state.
 //   - The history of every key is linearizable (porcupine), and revisions follow real time.
 //   - A request is applied once at most, and once if it was acknowledged.
-//   - A request fails only for a reason: its member crashed, received a snapshot, or has a
-//     full disk, or the request's time was over.
+//   - A request fails only for a reason: its member crashed, received a snapshot, has a full
+//     disk or has reached its quota, or the request's time was over.
 //   - A change of the membership that was acknowledged is committed; members that were
 //     removed stop, and no others do.
 //   - Watchers see each event of their keys once, in order, and all of them in the end, and

@@ -75,7 +75,7 @@ func newMember(w *world, i int, initial string) *member {
 		InitialCluster: initial, InitialClusterToken: "sim", NewCluster: true, MaxLearners: 10,
 		Tick: w.plan.tick, ElectionTicks: w.plan.elections, PreVote: true,
 		SnapshotCount: w.plan.snapshotCount, CatchUpEntries: w.plan.catchUpEntries, CatchUpTicks: w.plan.catchUpTicks, SegmentBytes: w.plan.segmentBytes,
-		MaxRequestBytes: 1 << 20, SlowApply: time.Minute,
+		QuotaBytes: w.plan.quota, MaxRequestBytes: 1 << 20, SlowApply: time.Minute,
 		ProgressInterval: time.Hour, FragmentBytes: 2 << 20,
 		StrictReconfigCheck: false, TickAdvance: true,
 		Peers:  asker{w.net, m},

@@ -96,6 +96,7 @@ func (s *stats) add(o stats) {
 	s.crashes += o.crashes
 	s.snapshots += o.snapshots
 	s.leaders += o.leaders
+	s.alarms += o.alarms
 	s.elapsed += o.elapsed
 }
 
@@ -114,6 +115,8 @@ func TestFoundSeeds(t *testing.T) {
 		{61005164, fewMembers, "what was written behind a cut, and torn in turn, was refused as damage"},
 		{90188462, fewMembers, "a torn snapshot of a leader left its commit index behind: the log was refused"},
 		{603429, fewMembers, "a sole voter took what it had applied for all that anybody had seen; a learner was ahead of it"},
+		{10508, fewMembers, "the next log segment was synced under a lock that requests need while the disk is full"},
+		{7311, nil, "the alarm of a member that was removed stood for ever"},
 		{2237, forLeases, "a paused leader that had been replaced renewed a lease from its own clock"},
 	}
 	for _, tt := range tests {

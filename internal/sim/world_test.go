@@ -3,6 +3,7 @@ package sim
 import (
 	"cmp"
 	"container/heap"
+	"context"
 	"fmt"
 	"math/rand/v2"
 	"slices"
@@ -43,6 +44,7 @@ type plan struct {
 	catchUpEntries int
 	catchUpTicks   int
 	segmentBytes   int64
+	quota          int64 // bytes; 0: more than is ever used
 
 	only   []string      // names of the faults that there are; nil: all
 	etcd   int           // this member takes proposals as an etcd does; -1: none
@@ -105,8 +107,16 @@ func draw(seed uint64) plan {
 	if p.applyMax = p.stepMax; r.IntN(4) == 0 {
 		p.applyMax = time.Duration(r.IntN(20_000)) * time.Microsecond // others are ahead of it
 	}
+	if p.valueMax > 0 && r.IntN(2) == 0 {
+		// There is room for one value of each key at least, so that a compaction helps.
+		p.quota = emptyBytes + int64((p.keys+1+p.clients)*p.valueMax) + r.Int64N(16<<10)
+		p.thinkMax = min(p.thinkMax, 20*time.Millisecond)
+	}
 	return p
 }
+
+// emptyBytes is more than a store uses that holds hardly anything.
+const emptyBytes = 28 << 10
 
 // world is one run.
 type world struct {
@@ -124,6 +134,7 @@ type world struct {
 	looks   []*watcher
 	check   *checker
 	changes bool // a change of the membership is under way
+	compact bool // a compaction is, that is to make room
 	grown   int  // members that were to be added
 	calm    bool // the faults are over
 	over    bool
@@ -205,7 +216,7 @@ type outcome struct {
 // stats say what a run saw, so that tests can tell that it was worth something.
 type stats struct {
 	events, messages, requests, acknowledged, unknown int
-	crashes, snapshots, leaders                       int
+	crashes, snapshots, leaders, alarms               int
 	elapsed                                           time.Duration // virtual
 }
 
@@ -324,6 +335,7 @@ const settleMax = 20 * time.Second
 func (w *world) awaitSettled() {
 	w.later(w.plan.tick, func() {
 		w.endForgotten()
+		w.makeRoom()
 		if w.settled() || w.noQuorum() {
 			w.over = true
 			return
@@ -341,6 +353,25 @@ func (w *world) endForgotten() {
 			m.crash(false)
 		}
 	}
+}
+
+// makeRoom compacts while the quota keeps clients from their last requests.
+func (w *world) makeRoom() {
+	if len(w.check.alarmed) == 0 || w.compact {
+		return
+	}
+	m := w.members[w.rnd.IntN(len(w.members))]
+	if m.n == nil {
+		return
+	}
+	w.compact = true
+	o := &op{kind: compact, rev: w.check.rev, wait: true}
+	n := m.n
+	go func() {
+		// That somebody else has compacted, or that it takes too long, is as good.
+		_ = o.run(context.Background(), n)
+		w.post(m.i, func() { w.compact = false })
+	}()
 }
 
 // noQuorum reports whether a member waits for the vote of one that is gone. That is how it

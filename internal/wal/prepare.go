@@ -267,15 +267,19 @@ func (p *preparer) waitNext(end int64) (vfs.File, error) {
 		p.next.target = max(p.next.target, end)
 		return p.next.f != nil && p.next.filled >= end
 	})
+	if err != nil {
+		return nil, err
+	}
 	p.mu.Lock()
-	defer p.mu.Unlock()
-	if err == nil && p.next.failed {
+	f, failed := p.next.f, p.next.failed
+	p.next.failed = false
+	p.mu.Unlock()
+	if failed {
 		// Each open file hears of a failed sync once. This one is to hear of that of zeros
 		// now, which have been synced again since, and not when the records in it are synced.
-		_ = p.next.f.Sync()
-		p.next.failed = false
+		_ = f.Sync()
 	}
-	return p.next.f, err
+	return f, nil
 }
 
 // wait waits until done, which is called with mu held, says that s is large enough.
