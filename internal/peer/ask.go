@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"quorate/internal/auth"
 	"quorate/internal/kv"
 	"quorate/internal/membership"
 
@@ -310,7 +309,6 @@ func (t *Transport) serveDowngrade(w http.ResponseWriter, r *http.Request) {
 var told = []error{
 	kv.ErrNotLeader, kv.ErrNoLeader, kv.ErrLeaderChanged, kv.ErrStopped, kv.ErrTimeout,
 	kv.ErrTooManyRequests, kv.ErrUnhealthy, kv.ErrNotEnoughStarted, kv.ErrTooManyLearners,
-	auth.ErrInvalidToken, auth.ErrUserEmpty, auth.ErrDenied, auth.ErrOldRevision,
 }
 
 func setError(h http.Header, err error) {

@@ -11,7 +11,6 @@ import (
 	"testing"
 	"time"
 
-	"quorate/internal/auth"
 	"quorate/internal/kv"
 	"quorate/internal/membership"
 	"quorate/internal/metrics"
@@ -102,8 +101,6 @@ func (h *member) Promote(_ context.Context, id membership.ID, token string) ([]m
 		return nil, kv.ErrUnhealthy
 	case 7:
 		return nil, kv.ErrStopped
-	case 8:
-		return nil, auth.ErrInvalidToken
 	}
 	return nil, kv.ErrMemberNotFound
 }
