@@ -45,6 +45,10 @@ const (
 	messageBytesMax = 1 << 20
 	// inflightMax bounds the append messages that one follower has not answered (etcd's value).
 	inflightMax = 512
+	// uncommittedBytesMax bounds what a leader appends that nobody acknowledges or that is not
+	// applied yet. What comes beyond waits where it came from.
+	uncommittedBytesMax = 128 << 20
+
 	// applyingBytesMax bounds committed entries handed to the applier and not yet applied.
 	applyingBytesMax = 64 << 20
 )
@@ -101,6 +105,7 @@ func New(cfg Config, log *Log) (*Core, error) {
 		MaxSizePerMsg:             messageBytesMax,
 		MaxCommittedSizePerReady:  applyingBytesMax,
 		MaxInflightMsgs:           inflightMax,
+		MaxUncommittedEntriesSize: uncommittedBytesMax,
 		CheckQuorum:               true,
 		PreVote:                   cfg.PreVote,
 		DisableProposalForwarding: true,

@@ -210,12 +210,18 @@ func (m *Machine) ApplyConfChange(cc *raftpb.ConfChange) (membership.Change, err
 	if err != nil {
 		return ch, err
 	}
-	conf, err := json.Marshal(ConfState(m.cluster.State()))
+	KeepConfState(m.store, m.cluster.State())
+	return ch, nil
+}
+
+// KeepConfState writes Raft's view of the membership, for etcd. A restore from a backup
+// leaves the one of the cluster that the backup is of.
+func KeepConfState(to buckets, s *membership.State) {
+	conf, err := json.Marshal(ConfState(s))
 	if err != nil {
 		panic("fsm: encode configuration: " + err.Error()) // numbers alone; cannot fail
 	}
-	m.store.PutBucket("meta", []byte("confState"), conf)
-	return ch, nil
+	to.PutBucket("meta", []byte("confState"), conf)
 }
 
 // ConfState is Raft's view of a membership.

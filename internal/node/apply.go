@@ -76,13 +76,12 @@ func (n *Node) applyMessage(m *raftpb.Message) error {
 // applyBatch applies entries and publishes what they changed. Changes of the membership
 // are added to done, for the loop to tell Raft.
 func (n *Node) applyBatch(ents []*raftpb.Entry, done *applied) error {
-	now := time.Now()
-	at := now
+	at := time.Now()
 	answers := n.answers[:0]
 	for _, e := range ents {
 		switch e.GetType() {
 		case raftpb.EntryNormal:
-			id, result, err := n.machine.Apply(e, now)
+			id, result, err := n.machine.Apply(e, at)
 			if err != nil {
 				return err
 			}
@@ -110,6 +109,9 @@ func (n *Node) applyBatch(ents []*raftpb.Entry, done *applied) error {
 		default:
 			return fmt.Errorf("entry %d has type %s, which this version does not know", e.GetIndex(), e.GetType())
 		}
+	}
+	if n.leasesFailed.Load() {
+		return errLeases // what was applied without them must not be kept
 	}
 	last := ents[len(ents)-1]
 	n.store.Publish(last.GetIndex(), last.GetTerm())

@@ -2,6 +2,7 @@ package node
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -15,6 +16,8 @@ import (
 	"quorate/internal/auth"
 	"quorate/internal/kv"
 	"quorate/internal/membership"
+	"quorate/internal/metrics"
+	"quorate/internal/mvcc"
 	"quorate/internal/peer"
 	"quorate/internal/wire"
 
@@ -295,6 +298,27 @@ func TestLateMemberGetsASnapshot(t *testing.T) {
 	c.same()
 }
 
+// A sole voter that keeps --force-new-cluster in its flags loses nothing by it: what it has on
+// disk is committed, even if it had no time to note that.
+func TestForceNewClusterAgain(t *testing.T) {
+	cfg := testConfig(t.TempDir())
+	cfg.SnapshotCount, cfg.ForceNewCluster = 1<<40, true
+	n := run(t, cfg)
+	for i := range 5 {
+		key := fmt.Sprint("k", i)
+		put(t, n, key, "v")
+		crashed := cfg
+		crashed.DataDir, crashed.Network, crashed.Metrics = t.TempDir(), newWires().to(), metrics.New(false)
+		if err := os.CopyFS(crashed.DataDir, os.DirFS(cfg.DataDir)); err != nil {
+			t.Fatal(err)
+		}
+		again := run(t, crashed)
+		if _, found := get(t, again, key); !found {
+			t.Errorf("%s was acknowledged and is lost", key)
+		}
+	}
+}
+
 // TestForceNewCluster goes on alone on the data of one of several members, with all that it
 // knows to be committed; the data of a learner is refused.
 func TestForceNewCluster(t *testing.T) {
@@ -529,5 +553,97 @@ func TestJoinIsChecked(t *testing.T) {
 		if id != tc.id || tc.err == "" != (err == nil) || err != nil && !strings.Contains(err.Error(), tc.err) {
 			t.Errorf("%s: %v, %v", tc.name, id, err)
 		}
+	}
+}
+
+// Where the leader of two members is removed and the other does not hear that this is
+// committed, the other needs the vote of the one that leaves.
+func TestRemovedLeaderOfTwoVotesOnceMore(t *testing.T) {
+	c := newCluster(t, 2, func(cfg *Config) { cfg.Tick = 100 * time.Millisecond })
+	put(t, c.nodes[0], "a", "b")
+	l := c.leader()
+	n, other := c.nodes[l], c.nodes[1-l]
+	var removal uint64 // its index
+	c.mu.Lock()
+	c.drop = func(m *raftpb.Message) bool {
+		if m.GetFrom() != n.id || m.GetType() != raftpb.MsgApp {
+			return false
+		}
+		for _, e := range m.Entries {
+			if e.GetType() == raftpb.EntryConfChange {
+				removal = e.GetIndex()
+				return false
+			}
+		}
+		return removal != 0 && m.GetCommit() >= removal
+	}
+	c.mu.Unlock()
+	if _, err := n.RemoveMember(t.Context(), n.id); err != nil {
+		t.Fatal(err)
+	}
+	c.mu.Lock()
+	c.drop = nil
+	c.mu.Unlock()
+	<-n.Failed()
+	if !errors.Is(n.Err(), ErrRemoved) {
+		t.Errorf("the removed member has ended with %v", n.Err())
+	}
+	c.stop(l)
+	eventually(t, "the other member leads alone", func() bool { return other.Leader() == other.id && len(other.Members()) == 1 })
+}
+
+// A restore from a backup leaves the file with the confState of the cluster that the backup
+// is of. A snapshot is not sent with that, and the next start writes the right one.
+func TestConfStateOfABackupIsNotSent(t *testing.T) {
+	c := newCluster(t, 3, nil)
+	put(t, c.nodes[0], "a", "b")
+	c.same()
+	c.stop(0)
+	stale, err := mvcc.Open(c.cfgs[0].dbPath(), mvcc.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stale.PutBucket("meta", []byte("confState"), []byte(`{"voters":[1],"auto_leave":false}`))
+	stale.Publish(stale.Applied())
+	if err := errors.Join(stale.Flush(t.Context()), stale.Close()); err != nil {
+		t.Fatal(err)
+	}
+	voters := func(s *mvcc.Store) string {
+		sn, err := s.Snapshot(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer sn.Close()
+		m, err := describeSnapshot(&raftpb.Message{}, sn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprint(m.Snapshot.GetMetadata().GetConfState().GetVoters())
+	}
+	if stale, err = mvcc.Open(c.cfgs[0].dbPath(), mvcc.Options{}); err != nil {
+		t.Fatal(err)
+	}
+	sent := voters(stale)
+	if err := stale.Close(); err != nil {
+		t.Fatal(err)
+	}
+	c.start(0)
+	c.awaitReady(0)
+	put(t, c.nodes[0], "c", "d")
+	if err := c.nodes[0].Store().Flush(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if want := voters(c.nodes[1].Store()); sent != want {
+		t.Errorf("sent with voters %s, want %s", sent, want)
+	}
+	var kept raftpb.ConfState
+	err = c.nodes[0].Store().ReadBucket("meta", func(key, value []byte) error {
+		if string(key) != "confState" {
+			return nil
+		}
+		return json.Unmarshal(value, &kept)
+	})
+	if got := len(kept.GetVoters()); err != nil || got != 3 {
+		t.Errorf("after the next start the file names %d voters: %v", got, err)
 	}
 }

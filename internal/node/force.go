@@ -17,27 +17,30 @@ import (
 // forceAlone makes this member the only one of its cluster (--force-new-cluster): entries
 // that are not known to be committed are dropped, and removals of all others are written
 // as committed. What only the others had acknowledged is lost; that is what the flag is
-// for.
+// for. What a sole voter has on disk is committed, whether or not it has noted that: the
+// flag may be left in place.
 func (n *Node) forceAlone(found *wal.Recovered, applied uint64) error {
 	hard := found.HardState
 	if hard == nil {
 		hard = &raftpb.HardState{}
 	}
 	commit := max(hard.GetCommit(), applied)
-	ents := found.Entries
-	for len(ents) > 0 && ents[len(ents)-1].GetIndex() > commit {
-		ents = ents[:len(ents)-1]
-	}
-	dropped := len(found.Entries) - len(ents)
 
-	// The members as they will be when every committed entry is applied.
-	others := make(map[uint64]bool)
+	// Who votes, by member, when every committed entry is applied.
+	votes := make(map[uint64]bool)
 	conf := fsm.ConfState(n.cluster.State())
-	for _, id := range append(conf.Voters, conf.Learners...) {
-		others[id] = true
+	for _, id := range conf.Learners {
+		votes[id] = false
 	}
-	votes := slices.Contains(conf.Voters, n.id)
-	for _, e := range ents {
+	for _, id := range conf.Voters {
+		votes[id] = true
+	}
+	ents := found.Entries
+	for i, e := range ents {
+		if e.GetIndex() > commit && !soleVoter(votes, n.id) {
+			ents = ents[:i]
+			break
+		}
 		if e.GetType() != raftpb.EntryConfChange || e.GetIndex() <= applied {
 			continue
 		}
@@ -45,27 +48,30 @@ func (n *Node) forceAlone(found *wal.Recovered, applied uint64) error {
 		if err := proto.Unmarshal(e.Data, &cc); err != nil {
 			return fmt.Errorf("entry %d: %w", e.GetIndex(), err)
 		}
-		if cc.GetNodeId() == n.id && cc.GetType() != raftpb.ConfChangeUpdateNode {
-			votes = cc.GetType() == raftpb.ConfChangeAddNode
-		}
 		switch cc.GetType() {
-		case raftpb.ConfChangeAddNode, raftpb.ConfChangeAddLearnerNode:
-			others[cc.GetNodeId()] = true
+		case raftpb.ConfChangeAddNode:
+			votes[cc.GetNodeId()] = true
+		case raftpb.ConfChangeAddLearnerNode:
+			votes[cc.GetNodeId()] = false
 		case raftpb.ConfChangeRemoveNode:
-			delete(others, cc.GetNodeId())
+			delete(votes, cc.GetNodeId())
 		}
 	}
-	delete(others, n.id)
-	if !votes {
+	if !votes[n.id] {
 		return errors.New("--force-new-cluster: this member has no vote, as a learner or because it was removed, and cannot go on alone: use the data of a voter")
 	}
-	if len(others) == 0 && dropped == 0 {
+	delete(votes, n.id)
+	dropped := len(found.Entries) - len(ents)
+	if len(votes) == 0 && dropped == 0 {
 		return nil
 	}
 
 	index := commit
+	if len(ents) > 0 {
+		index = max(index, ents[len(ents)-1].GetIndex())
+	}
 	var removals []*raftpb.Entry
-	for _, id := range slices.Sorted(maps.Keys(others)) {
+	for _, id := range slices.Sorted(maps.Keys(votes)) {
 		index++
 		data, err := proto.Marshal(&raftpb.ConfChange{Type: raftpb.ConfChangeRemoveNode.Enum(), NodeId: new(id)})
 		if err != nil {
@@ -80,6 +86,16 @@ func (n *Node) forceAlone(found *wal.Recovered, applied uint64) error {
 		return err
 	}
 	found.Entries, found.HardState = append(ents, removals...), hard
-	n.log.Warn("going on without the other members", "removed", len(others), "dropped-entries", dropped)
+	n.log.Warn("going on without the other members", "removed", len(votes), "dropped-entries", dropped)
 	return nil
+}
+
+// soleVoter reports whether id alone votes.
+func soleVoter(votes map[uint64]bool, id uint64) bool {
+	for other, vote := range votes {
+		if vote && other != id {
+			return false
+		}
+	}
+	return votes[id]
 }

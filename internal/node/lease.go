@@ -17,14 +17,15 @@ import (
 // lessor is the leases as they are loaded by now.
 func (n *Node) lessor() *lease.Lessor { return n.leases.Load() }
 
-// Leases returns the leases. It waits while they are being read after the start.
+// Leases returns the leases. It waits while they are being read after the start, also if
+// the member stops meanwhile: the applier must never see a part of them.
 func (n *Node) Leases() *lease.Lessor {
-	select {
-	case <-n.leasesLoaded:
-	case <-n.ctx.Done(): // whoever asks is about to hear that the member stops
-	}
+	<-n.leasesLoaded
 	return n.lessor()
 }
+
+// errLeases is what the applier ends with if the leases could not be read.
+var errLeases = errors.New("the leases could not be read")
 
 // newLessor returns one without leases.
 func (n *Node) newLessor() *lease.Lessor {
@@ -75,7 +76,11 @@ func (n *Node) renewLocal(ctx context.Context, id kv.LeaseID) (int64, error) {
 		return 0, err
 	}
 	for {
-		ttl, err := n.Leases().Renew(id, time.Now())
+		leases := n.Leases()
+		if n.leasesFailed.Load() {
+			return 0, kv.ErrStopped
+		}
+		ttl, err := leases.Renew(id, time.Now())
 		if !errors.Is(err, lease.ErrExpired) {
 			return ttl, err
 		}
@@ -114,7 +119,11 @@ func (n *Node) timeToLiveLocal(ctx context.Context, id kv.LeaseID, keys bool) (*
 	if err := n.ReadIndex(ctx); err != nil {
 		return nil, err
 	}
-	info, err := n.Leases().Lookup(id, keys, time.Now())
+	leases := n.Leases()
+	if n.leasesFailed.Load() {
+		return nil, kv.ErrStopped
+	}
+	info, err := leases.Lookup(id, keys, time.Now())
 	switch {
 	case errors.Is(err, kv.ErrLeaseNotFound):
 		return &pb.LeaseTimeToLiveResponse{ID: int64(id), TTL: -1}, nil

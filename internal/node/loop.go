@@ -98,6 +98,7 @@ func (n *Node) Tick() {
 	n.ticked = now
 	n.core.Tick()
 	n.proposals.expire(now.Add(-n.cfg.requestTimeout()), kv.ErrTimeout)
+	n.reads.tidy()
 	if n.reads.giveUp(now) {
 		n.met.SlowReadIndexes.Inc()
 	}

@@ -171,8 +171,9 @@ type Node struct {
 	learner   atomic.Bool
 	memberAt  atomic.Uint64 // last entry that changed the membership, or is about to
 
-	leasesLoaded chan struct{}
-	logFull      atomic.Bool // no more segments can be prepared
+	leasesLoaded chan struct{} // closed once they are, or cannot be
+	leasesFailed atomic.Bool   // they cannot be
+	logFull      atomic.Bool   // no more segments can be prepared
 
 	meter meter
 

@@ -217,11 +217,26 @@ func (n *Node) reconnect() {
 }
 
 // leave ends a member that was removed, a moment later, so that others and its clients
-// still get what it has for them.
+// still get what it has for them. Where one voter is left, which may not have heard yet that
+// it decides alone, it needs this member to be elected, and for its first entry.
 func (n *Node) leave() {
 	n.log.Warn("this member was removed from the cluster and stops")
-	n.later(func() { n.fail(ErrRemoved) })
+	end := func() { n.fail(ErrRemoved) }
+	if len(n.cluster.State().Voters()) > 1 {
+		n.later(end)
+		return
+	}
+	n.later(func() {
+		ctx, cancel := context.WithTimeout(n.ctx, leaveElections*n.cfg.electionTimeout())
+		defer cancel()
+		n.awaitLeader(ctx, func(lead uint64) bool { return lead != n.id && lead != raft.None })
+		n.later(end)
+	})
 }
+
+// leaveElections is how many election timeouts are enough for a voter to find that there is
+// no leader, and to be elected.
+const leaveElections = 3
 
 // leaveDelay is how long connections of and to removed members stay.
 const leaveDelay = time.Second

@@ -2,6 +2,8 @@ package node
 
 import (
 	"context"
+	"slices"
+	"sync/atomic"
 	"time"
 
 	"quorate/internal/consensus"
@@ -11,7 +13,10 @@ import (
 )
 
 // read is a client that waits until its read is linearizable.
-type read struct{ done chan struct{} }
+type read struct {
+	done chan struct{}
+	gone atomic.Bool // it waits no more
+}
 
 // reads are the clients that wait for a read index, in the three states they pass. The
 // loop owns them. One request is under way at a time: a read that comes after it began
@@ -73,6 +78,16 @@ func (rs *reads) again() {
 	rs.number, rs.asked = 0, nil
 }
 
+// tidy drops the reads that nobody waits for any more.
+func (rs *reads) tidy() {
+	gone := func(r *read) bool { return r.gone.Load() }
+	rs.fresh = slices.DeleteFunc(rs.fresh, gone)
+	rs.asked = slices.DeleteFunc(rs.asked, gone)
+	for i := range rs.confirmed {
+		rs.confirmed[i].reads = slices.DeleteFunc(rs.confirmed[i].reads, gone)
+	}
+}
+
 // finish lets the reads go whose index is applied.
 func (rs *reads) finish(applied uint64) {
 	for len(rs.confirmed) > 0 && rs.confirmed[0].index <= applied {
@@ -94,6 +109,7 @@ func (n *Node) ReadIndex(ctx context.Context) error {
 	defer timeout.Stop()
 	r := &read{done: make(chan struct{})}
 	n.inbox.put(arrival{read: r})
+	defer r.gone.Store(true)
 	select {
 	case <-r.done:
 		return nil

@@ -1,8 +1,6 @@
 package node
 
 import (
-	"cmp"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -53,22 +51,25 @@ func (n *Node) receiveSnapshot(m *raftpb.Message, db io.Reader, size int64) erro
 	defer n.receiving.Unlock()
 	begin := time.Now()
 	index := m.GetSnapshot().GetMetadata().GetIndex()
-	written, err := writeReceived(n.cfg.receivedPath(index), db, size)
+	written, err := writeReceived(n.cfg.receivedPath(index), db, size, func(path string) error {
+		// It is trusted only if it is what the message says; the log's mark would bind us to it.
+		at, _, err := mvcc.Check(path)
+		if err == nil && at != index {
+			err = fmt.Errorf("the file is the state after entry %d", at)
+		}
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("receive the snapshot of entry %d: %w", index, err)
-	}
-	// It is trusted only if it is what the message says; the log's mark would bind us to it.
-	if at, _, err := mvcc.Check(n.cfg.receivedPath(index)); err != nil || at != index {
-		err = cmp.Or(err, fmt.Errorf("the file is the state after entry %d", at))
-		return fmt.Errorf("receive the snapshot of entry %d: %w", index, errors.Join(err, os.Remove(n.cfg.receivedPath(index))))
 	}
 	n.log.Info("received a snapshot", "index", index, "from", membership.ID(m.GetFrom()).String(), "bytes", written, "took", time.Since(begin).String())
 	n.receive(m)
 	return nil
 }
 
-// writeReceived writes a file that is either whole, and on disk, or not there.
-func writeReceived(path string, from io.Reader, size int64) (written int64, err error) {
+// writeReceived writes a file that is either whole, on disk and passed by check, or not
+// there. One that is there already stays: it may be about to be installed.
+func writeReceived(path string, from io.Reader, size int64, check func(path string) error) (written int64, err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), "tmp*"+receivedSuffix)
 	if err != nil {
 		return 0, err
@@ -85,7 +86,13 @@ func writeReceived(path string, from io.Reader, size int64) (written int64, err 
 	if err = errors.Join(err, f.Close()); err != nil {
 		return written, err
 	}
-	if err := os.Rename(f.Name(), path); err != nil {
+	if err = check(f.Name()); err != nil {
+		return written, err
+	}
+	if _, there := os.Stat(path); there == nil {
+		return written, os.Remove(f.Name())
+	}
+	if err = os.Rename(f.Name(), path); err != nil {
 		return written, err
 	}
 	return written, syncDir(filepath.Dir(path))
@@ -242,19 +249,11 @@ func (n *Node) sendSnapshot(m *raftpb.Message) {
 	n.network.SendSnapshot(full, &snapshotReader{sn: sn}, sn.Size)
 }
 
-// describeSnapshot is m with what sn holds: which entry it stands for, and the members.
+// describeSnapshot is m with what sn holds: which entry it stands for, and the members. Who
+// votes follows from the members: the file's confState may be that of another cluster, from
+// whose backup etcdutl made this one.
 func describeSnapshot(m *raftpb.Message, sn *mvcc.Snapshot) (*raftpb.Message, error) {
 	index, term := sn.Applied()
-	conf := &raftpb.ConfState{}
-	err := sn.ReadBucket("meta", func(key, value []byte) error {
-		if string(key) == "confState" {
-			return json.Unmarshal(value, conf)
-		}
-		return nil
-	})
-	if err != nil {
-		return nil, fmt.Errorf("read the configuration of a snapshot: %w", err)
-	}
 	state, err := membership.Read(sn)
 	if err != nil {
 		return nil, fmt.Errorf("read the members of a snapshot: %w", err)
@@ -263,7 +262,7 @@ func describeSnapshot(m *raftpb.Message, sn *mvcc.Snapshot) (*raftpb.Message, er
 		Type: m.Type, To: m.To, From: m.From, Term: m.Term,
 		Snapshot: &raftpb.Snapshot{
 			Data:     snapshot.V2Store(state),
-			Metadata: &raftpb.SnapshotMetadata{Index: &index, Term: &term, ConfState: conf},
+			Metadata: &raftpb.SnapshotMetadata{Index: &index, Term: &term, ConfState: fsm.ConfState(state)},
 		},
 	}, nil
 }

@@ -302,8 +302,9 @@ func (n *Node) startCore(found *wal.Recovered) error {
 	n.hard = proto.Clone(hard).(*raftpb.HardState)
 	n.proposals.lastID.Store(firstID())
 	n.lastMark.Store(found.Snapshot.Index)
-	if v := n.cluster.State().Version; applied > 0 {
-		fsm.KeepStorageVersion(n.store, v)
+	if applied > 0 {
+		fsm.KeepStorageVersion(n.store, state.Version)
+		fsm.KeepConfState(n.store, state)
 	}
 	if last == 0 && n.remotes == nil && n.cfg.NewCluster {
 		return n.bootstrap()
@@ -344,11 +345,11 @@ type leasedKey struct {
 // leasesLoaded, and so nothing changes the bucket before it is read. As the applier may
 // wait in the middle of a Tx, nothing here may wait for the store.
 func (n *Node) loadLeases(bucket *mvcc.Bucket, keys []leasedKey) {
+	defer close(n.leasesLoaded)
 	if err := restoreLeases(n.lessor(), bucket, keys); err != nil {
+		n.leasesFailed.Store(true)
 		n.fail(fmt.Errorf("%s: %w", n.cfg.dbPath(), err))
-		return
 	}
-	close(n.leasesLoaded)
 }
 
 // Run starts a member and waits until it is ready, or until ctx ends.
