@@ -331,6 +331,9 @@ func (c *Core) Ready() (Ready, bool) {
 		}
 	}
 	for _, rs := range rd.ReadStates {
+		if len(rs.RequestCtx) != 8 {
+			continue // nothing that was asked here
+		}
 		out.Reads = append(out.Reads, ReadIndexAnswer{Number: binary.BigEndian.Uint64(rs.RequestCtx), Index: rs.Index})
 	}
 	c.observe(&rd)

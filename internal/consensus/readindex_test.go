@@ -178,3 +178,22 @@ func TestNobodyIsAloneBesideALearner(t *testing.T) {
 		t.Error("not alone although the learner is removed")
 	}
 }
+
+// An answer that no question of this member's can have is passed over.
+func TestAnswerWithoutANumberIsPassedOver(t *testing.T) {
+	g := newGroup(t, 1, 2)
+	g.elect(1)
+	g.settle()
+	c := g.cores[2]
+	err := c.Step(&raftpb.Message{
+		Type: raftpb.MsgReadIndexResp.Enum(), From: new(uint64(1)), To: new(uint64(2)), Term: new(c.Term()),
+		Index: new(uint64(1)), Entries: []*raftpb.Entry{{Data: []byte("short")}},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.settle()
+	if len(g.answers[2]) > 0 {
+		t.Errorf("answers %v", g.answers[2])
+	}
+}

@@ -159,8 +159,8 @@ type Node struct {
 	inbox     mailbox[arrival] // to the loop
 	appends   mailbox[logWork] // to the log writer
 	applies   mailbox[applyWork]
-	received  atomic.Int64 // bytes of peers' messages in inbox
-	receiving sync.Mutex   // held while a snapshot comes in
+	received  atomic.Int64  // bytes of peers' messages in inbox
+	receiving chan struct{} // a place for each snapshot that comes in
 
 	// As of the loop's last turn; anyone may look.
 	term      atomic.Uint64

@@ -39,16 +39,22 @@ func (c *Config) receivedPath(index uint64) string {
 	return filepath.Join(c.snapDir(), fmt.Sprintf("%016x%s", index, receivedSuffix))
 }
 
-// errReceiving means that another snapshot is being received.
-var errReceiving = errors.New("a snapshot is being received already")
+// receivingMax bounds the snapshots that are received at a time. Whoever leads next sends its
+// own, and need not wait for one whose sender is paused.
+const receivingMax = 4
+
+// errReceiving means that no other snapshot can be received now.
+var errReceiving = fmt.Errorf("%d snapshots are being received already", receivingMax)
 
 // receiveSnapshot keeps the file that m, a MsgSnap, came with, and gives m to the loop
 // once it is on disk.
 func (n *Node) receiveSnapshot(m *raftpb.Message, db io.Reader, size int64) error {
-	if !n.receiving.TryLock() {
+	select {
+	case n.receiving <- struct{}{}:
+		defer func() { <-n.receiving }()
+	default:
 		return errReceiving
 	}
-	defer n.receiving.Unlock()
 	begin := time.Now()
 	index := m.GetSnapshot().GetMetadata().GetIndex()
 	written, err := writeReceived(n.cfg.receivedPath(index), db, size, func(path string) error {

@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"errors"
 	"io"
+	"path/filepath"
 	"strings"
 	"testing"
+
+	"go.etcd.io/raft/v3/raftpb"
 )
 
 // carefulDisk checks that little is ever left for one sync.
@@ -54,3 +57,28 @@ func TestReceivedFileIsSyncedInSteps(t *testing.T) {
 type brokenReader struct{ err error }
 
 func (r brokenReader) Read([]byte) (int, error) { return 0, r.err }
+
+// A snapshot whose sender is paused does not keep another's from being received.
+func TestPausedSenderHoldsUpNoOther(t *testing.T) {
+	n := run(t, testConfig(t.TempDir()))
+	message := func(index uint64) *raftpb.Message {
+		return &raftpb.Message{Type: raftpb.MsgSnap.Enum(), Snapshot: &raftpb.Snapshot{Metadata: &raftpb.SnapshotMetadata{Index: &index}}}
+	}
+	paused, resume := io.Pipe()
+	first := make(chan error)
+	go func() { first <- n.receiveSnapshot(message(100), paused, -1) }()
+	if _, err := resume.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.receiveSnapshot(message(101), strings.NewReader("no database"), -1); err == nil || errors.Is(err, errReceiving) {
+		t.Errorf("the second: %v", err)
+	}
+	resume.CloseWithError(io.ErrUnexpectedEOF)
+	if err := <-first; !errors.Is(err, io.ErrUnexpectedEOF) {
+		t.Errorf("the first: %v", err)
+	}
+	left, err := filepath.Glob(filepath.Join(n.cfg.snapDir(), "*"+receivedSuffix))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}

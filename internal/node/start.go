@@ -81,8 +81,8 @@ func build(cfg Config) (*Node, error) {
 	n := &Node{
 		cfg: cfg, log: cfg.Logger, met: cfg.Metrics, network: cfg.Network, peers: cfg.Peers,
 		inbox: newMailbox[arrival](), appends: newMailbox[logWork](), applies: newMailbox[applyWork](),
-		leasesLoaded: make(chan struct{}),
-		lifecycle:    newLifecycle(),
+		leasesLoaded: make(chan struct{}), receiving: make(chan struct{}, receivingMax),
+		lifecycle: newLifecycle(),
 	}
 	n.proposals.waiting = make(map[uint64]*proposal)
 	n.loopState.connected = make(map[membership.ID]bool)

@@ -255,6 +255,54 @@ func TestOneWayToConnect(t *testing.T) {
 	}
 }
 
+// Who sends a part of a message, or of a snapshot, and then rests does not keep its place.
+func TestBodyThatRests(t *testing.T) {
+	a := start(t, 1, "", func(o *Options) { o.ReadTimeout = 100 * time.Millisecond })
+	b := start(t, 2, "")
+	for _, path := range []string{"/raft", "/raft/snapshot", "/leases"} {
+		in, out := io.Pipe()
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, a.url+path, in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.ContentLength = 1000
+		b.setHeaders(req.Header)
+		go out.Write([]byte{0})
+		resp, err := http.DefaultTransport.RoundTrip(req)
+		if err == nil {
+			if resp.StatusCode < 400 {
+				t.Errorf("%s: %s", path, resp.Status)
+			}
+			err = resp.Body.Close()
+		}
+		t.Log(path, err)
+		in.Close()
+	}
+}
+
+// What a stranger says that it is called does not end up in the metrics.
+func TestStrangersAreNotCountedByName(t *testing.T) {
+	a := start(t, 1, "")
+	for _, name := range []string{"\xff\xfe", "", strings.Repeat("x", 1000)} {
+		req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, a.url+"/raft", strings.NewReader("nonsense"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		a.setHeaders(req.Header)
+		req.Header.Set(headerFrom, name)
+		resp, err := http.DefaultTransport.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := resp.Body.Close(); err != nil || resp.StatusCode != http.StatusBadRequest {
+			t.Errorf("%q: %s, %v", name, resp.Status, err)
+		}
+	}
+	if got := a.met.PeerReceivedFailures.With("unknown").Value(); got != 3 {
+		t.Errorf("%v are counted", got)
+	}
+}
+
 // Idle streams are kept alive by heartbeats of the link.
 func TestIdle(t *testing.T) {
 	quick := func(o *Options) { o.ReadTimeout = time.Second }

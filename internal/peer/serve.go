@@ -77,7 +77,11 @@ func (t *Transport) only(method string, h http.HandlerFunc) http.HandlerFunc {
 			return
 		}
 		w.Header().Set(headerCluster, t.cluster.String())
-		h(w, r)
+		if r.Body == http.NoBody {
+			h(w, r)
+		} else {
+			t.awaited(h)(w, r)
+		}
 	}
 }
 
@@ -130,20 +134,19 @@ func (t *Transport) meet(h http.Header) {
 // servePost takes one message.
 func (t *Transport) servePost(w http.ResponseWriter, r *http.Request) {
 	t.meet(r.Header)
-	defer t.interrupt(w)()
 	data, err := readBody(r)
 	if err != nil {
-		t.met.PeerReceivedFailures.With(r.Header.Get(headerFrom)).Inc()
+		t.met.PeerReceivedFailures.With(t.senderLabel(r.Header)).Inc()
 		http.Error(w, "error reading raft message", http.StatusBadRequest)
 		return
 	}
 	m, err := decodeMessage(data)
 	if err != nil {
-		t.met.PeerReceivedFailures.With(r.Header.Get(headerFrom)).Inc()
+		t.met.PeerReceivedFailures.With(t.senderLabel(r.Header)).Inc()
 		http.Error(w, "error unmarshalling raft message", http.StatusBadRequest)
 		return
 	}
-	t.met.PeerReceivedBytes.With(membership.ID(m.GetFrom()).String()).Add(uint64(len(data)))
+	t.met.PeerReceivedBytes.With(t.label(membership.ID(m.GetFrom()))).Add(uint64(len(data)))
 	if err := t.acceptable(m); err != nil {
 		t.refuse(w, err)
 		return
@@ -187,25 +190,65 @@ func writeMessage(w http.ResponseWriter, code int, text string) {
 	fmt.Fprintf(w, `{"message":%q}`, text) // who asked is gone if this fails
 }
 
-// interrupt ends the reading of a request's body when the Transport is closed. What it
-// returns is called after the reading.
-func (t *Transport) interrupt(w http.ResponseWriter) func() {
-	rc := http.NewResponseController(w)
-	stop := context.AfterFunc(t.ctx, func() {
-		if err := rc.SetReadDeadline(time.Unix(1, 0)); err != nil {
-			t.log.Debug("cannot interrupt a request", "error", err)
-		}
-	})
-	return func() { stop() }
+// awaitedBody is a request's body whose sender may not rest for long: it would keep its
+// place on the port, and what waits for the body, for as long as it likes.
+type awaitedBody struct {
+	io.ReadCloser
+	t  *Transport
+	rc *http.ResponseController
+}
+
+func (b *awaitedBody) Read(p []byte) (int, error) {
+	// An error is the connection's, which the reading meets, too.
+	_ = b.rc.SetReadDeadline(time.Now().Add(b.t.o.bodyRest()))
+	if b.t.ctx.Err() != nil {
+		return 0, errClosed // and no deadline may be in the place of interrupt's
+	}
+	return b.ReadCloser.Read(p)
+}
+
+// bodyRest is how long the sender of a body may make no progress.
+func (o *Options) bodyRest() time.Duration { return 2 * o.ReadTimeout }
+
+// awaited bounds how long reading the body of a request may rest, and ends it when the
+// Transport is closed.
+func (t *Transport) awaited(h http.HandlerFunc) http.HandlerFunc {
+	return func(w http.ResponseWriter, r *http.Request) {
+		rc := http.NewResponseController(w)
+		stop := context.AfterFunc(t.ctx, func() {
+			if err := rc.SetReadDeadline(time.Unix(1, 0)); err != nil {
+				t.log.Debug("cannot interrupt a request", "error", err)
+			}
+		})
+		defer stop()
+		r.Body = &awaitedBody{r.Body, t, rc}
+		h(w, r)
+	}
+}
+
+// label names a member in the metrics, or one of the few strangers that are remembered; what
+// else senders claim to be is not counted one by one.
+func (t *Transport) label(id membership.ID) string {
+	if t.remote(id) == nil {
+		return "unknown"
+	}
+	return id.String()
+}
+
+func (t *Transport) senderLabel(h http.Header) string {
+	id, err := membership.ParseID(h.Get(headerFrom))
+	if err != nil {
+		return "unknown"
+	}
+	return t.label(id)
 }
 
 // serveSnapshot takes a snapshot: its message, and then the database file.
 func (t *Transport) serveSnapshot(w http.ResponseWriter, r *http.Request) {
 	begin := time.Now()
 	t.meet(r.Header)
-	defer t.interrupt(w)()
 	m, size, err := readSnapshotMessage(r)
-	from := membership.ID(m.GetFrom()).String()
+	from := t.label(membership.ID(m.GetFrom()))
 	fail := func(code int, text string) {
 		t.log.Warn("refused a snapshot", "remote-snapshot-sender-id", from, "error", text)
 		t.met.SnapshotReceiveFailures.With(from).Inc()
